@@ -1,0 +1,233 @@
+"""The contract of a task: what is learnt, as a LightningModule.
+
+A task owns four things, and a new one is a file that says them:
+
+1. `architectures`: the model classes it can drive.
+2. `collator()`: a small picklable object that turns examples into a batch: what is input, what is target, what noise
+   is added. It runs in loader workers. `extra_tokens` says how many tokens beyond the block an example needs.
+3. `step(batch) -> StepOutput`: the *sum* of the loss over the targets of this micro-batch and their number.
+4. `report(means, stage)`: metrics that follow from the summed ones (perplexity from loss); and `monitor`, `mode`:
+   what checkpoints, early stopping and sweeps look at.
+
+The base class does the rest: it makes the gradient that of the mean over *all* targets of the global batch (over
+micro-batches and ranks; Lightning alone averages averages), clips it, moves the learning rate along the schedule,
+keeps the metrics exact, and shards itself under FSDP2.
+
+Letters: B batch, T tokens, C model dim, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from lit_tfm.data.facts import DataFacts
+from lit_tfm.errors import UserError
+from lit_tfm.tasks.progress import Progress
+from lit_tfm.tasks.sums import Sums
+
+Batch = dict[str, Any]
+
+
+class StepOutput(NamedTuple):
+    """What a micro-batch contributes. A tuple, because FSDP2 finds the tensors of a forward's result by pytree."""
+
+    loss_sum: Tensor  # () sum of the loss over targets
+    count: Tensor  # () number of targets
+    sums: dict[str, tuple[Tensor, Tensor]] = {}  # further metrics: name -> (numerator, denominator)
+    training_loss_sum: Tensor | None = None  # () what is differentiated, where it differs (label smoothing)
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss became NaN or infinite; the weights after that step are worthless."""
+
+
+class Task(LightningModule):
+    """Base of all tasks; the module docstring is the contract.
+
+    `optimizer` maps named parameters to an Optimizer, `schedule` maps progress in [0, 1] to a factor on the learning
+    rate; `grad_clip` bounds the global gradient norm (0 = off).
+    """
+
+    architectures: tuple[type[nn.Module], ...] = ()
+    monitor = "val/loss"
+    mode = "min"
+    headline: tuple[str, ...] = ("loss",)  # metric names worth a row in the result table, most important first
+
+    def __init__(
+        self,
+        model: nn.Module,
+        facts: DataFacts,
+        optimizer: Callable[[Iterable[tuple[str, nn.Parameter]]], Optimizer],
+        schedule: Callable[[float], float],
+        grad_clip: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, self.architectures):
+            allowed = " or ".join(kind.__name__ for kind in self.architectures)
+            raise UserError(
+                f"{type(self).__name__} needs a model of kind {allowed}, not {type(model).__name__}; choose another model= or task="
+            )
+        self.model = model
+        self.facts = facts
+        self.make_optimizer = optimizer
+        self.schedule = schedule
+        self.grad_clip = grad_clip
+        self.label_smoothing = label_smoothing
+        self.progress = Progress(max_steps=1)
+        self.flops_per_token: float | None = None
+        self._sums = {"val": Sums(), "test": Sums()}
+        self._step_sums: list[Tensor] = []  # per micro-batch (loss_sum, count, tokens) since the last optimizer step
+
+    # ---- what a task says -------------------------------------------------------------------------------------
+
+    def collator(self) -> Callable[[list[dict]], Batch]:
+        raise NotImplementedError
+
+    def step(self, batch: Batch) -> StepOutput:
+        raise NotImplementedError
+
+    def report(self, means: dict[str, float], stage: str) -> dict[str, float]:
+        """Metrics of one pass, from the means over targets; tasks add what follows from them."""
+        return means
+
+    # ---- training ---------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> StepOutput:
+        # Through __call__, so that FSDP2's hooks gather the root's parameters.
+        return self.step(batch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        output = self(batch)
+        tokens = torch.tensor(float(batch["n_tokens"]), device=output.loss_sum.device)
+        self._step_sums.append(torch.stack([output.loss_sum.detach().float(), output.count.float(), tokens]))
+        # The sum, not the mean: the division by all targets of the global batch comes when all are known.
+        return output.loss_sum if output.training_loss_sum is None else output.training_loss_sum
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
+    ) -> None:
+        """Called once an optimizer step, gradients complete: normalise, clip, set the learning rate."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        sharded = bool(grads) and isinstance(grads[0], DTensor)
+        local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
+        squares = torch.stack(torch._foreach_norm(local)).square().sum() if local else torch.zeros(())
+        loss, count, tokens, seconds, total = self._agree(squares, sharded)
+
+        # DDP and FSDP average over ranks and Lightning divides by the accumulation: undo both, divide by all targets.
+        scale = self.trainer.world_size * self.trainer.accumulate_grad_batches / count.clamp(min=1.0)
+        norm = total.sqrt() * scale
+        if self.grad_clip:
+            scale = scale * (self.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+        torch._foreach_mul_(local, scale.to(local[0].dtype))
+
+        self._set_learning_rate(optimizer)
+        self._account(loss / count.clamp(min=1.0), norm, count, tokens, seconds)
+
+    def _agree(self, squares: Tensor, sharded: bool) -> tuple[Tensor, ...]:
+        """Sums over micro-batches and ranks of (loss, targets, tokens), rank 0's clock, and the squared norm.
+
+        One small all-reduce a step. Gradients are equal on all DDP ranks, but FSDP holds a shard each, whose squares add.
+        """
+        sums = torch.stack(self._step_sums).sum(0)
+        self._step_sums.clear()
+        world = self.trainer.world_size
+        seconds = self.progress.elapsed() if self.trainer.is_global_zero else 0.0
+        vector = torch.cat(
+            [sums, torch.stack([sums.new_tensor(seconds), squares if sharded or world == 1 else squares / world])]
+        )
+        if world > 1:
+            dist.all_reduce(vector)
+        return vector.unbind()
+
+    def _set_learning_rate(self, optimizer: Optimizer) -> None:
+        # The middle of the step: neither the first nor the last step is spent at a learning rate of zero.
+        factor = self.schedule(self.progress.fraction(self.trainer.global_step + 0.5))
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def _account(self, loss: Tensor, norm: Tensor, count: Tensor, tokens: Tensor, seconds: Tensor) -> None:
+        """Keep the books of the step; read the device only where something is printed or decided."""
+        step = self.trainer.global_step + 1
+        self.last_loss = loss
+        progress = self.progress
+        progress.tokens += int(tokens)
+        progress.targets += int(count)
+        progress.seconds = max(progress.seconds, float(seconds))
+        if not math.isfinite(float(loss)):
+            raise NonFiniteLoss(f"the training loss is {float(loss)} at step {step}")
+        if step % self.trainer.log_every_n_steps == 0 or step == 1:
+            optimizer = self.trainer.optimizers[0]
+            self.write(
+                {
+                    "train/loss": float(loss),
+                    "train/grad_norm": float(norm),
+                    "train/learning_rate": optimizer.param_groups[0]["lr"],
+                },
+                step,
+            )
+
+    def write(self, metrics: dict[str, float], step: int) -> None:
+        """Scalars to every logger, beside the tokens and seconds they were reached with.
+
+        Straight to the loggers: `self.log` costs more than the rest of a small model's step.
+        """
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+
+    # ---- evaluation -------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        output = self(batch)
+        sums = self._sums[stage]
+        sums.add("loss", output.loss_sum, output.count)
+        for name, (top, bottom) in output.sums.items():
+            sums.add(name, top, bottom)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test")
+
+    def _finish(self, stage: str) -> None:
+        metrics = {f"{stage}/{k}": float(v) for k, v in self.report(self._sums[stage].means(), stage).items()}
+        self._sums[stage].reset()
+        self.log_dict(metrics, logger=False)  # for callbacks: checkpoints, early stopping, pruning
+        self.write(metrics, self.trainer.global_step)
+
+    # ---- set-up -----------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.make_optimizer(list(self.named_parameters()))
+
+    def configure_model(self) -> None:
+        """Shard under FSDP2: every block its own group, the rest (embedding, heads, norms) with the root."""
+        if self.device_mesh is None or getattr(self, "_sharded", False):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for name, module in self.model.named_modules():
+            if name.rpartition(".")[0].endswith("blocks"):
+                fully_shard(module, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+        self._sharded = True
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["lit_tfm"] = {"progress": self.progress.state(), "tokenizer": self.facts.tokenizer.hash}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.progress.restore(checkpoint["lit_tfm"]["progress"])
