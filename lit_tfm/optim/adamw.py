@@ -1,0 +1,22 @@
+"""AdamW: Loshchilov & Hutter 2019, "Decoupled weight decay regularization", https://arxiv.org/abs/1711.05101."""
+
+from collections.abc import Iterable
+
+from torch.optim import AdamW
+
+from lit_tfm.optim.groups import Named, decay_groups
+
+
+def adamw(
+    named_parameters: Iterable[Named],
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.1,
+) -> AdamW:
+    """torch's AdamW, one fused kernel for all parameters of a group.
+
+    Lightning 2.6.6 refuses `gradient_clip_val` with a fused optimizer: clip in `configure_gradient_clipping`.
+    """
+    groups = decay_groups(named_parameters, lr, weight_decay)
+    return AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=True)

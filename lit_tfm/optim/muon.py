@@ -1,0 +1,181 @@
+"""Muon for the hidden matrices, AdamW for the rest, in one torch Optimizer.
+
+Keller Jordan 2024, https://kellerjordan.github.io/posts/muon: the momentum of a hidden matrix is orthogonalised before
+it is applied, so every direction is learnt equally fast. torch.optim.Muon does this one matrix at a time and always in
+bf16, which a CPU without bf16 units pays for 50-fold; here matrices of one shape go together, in a dtype the device
+is fast in.
+
+Shapes: N matrices of one shape, R rows, C columns.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw as adamw_
+
+from lit_tfm.errors import UserError, nearest
+from lit_tfm.optim.groups import Named, group, split
+from lit_tfm.optim.orthogonal import COEFFICIENTS, orthogonalize
+
+
+def muon(
+    named_parameters: Iterable[Named],
+    lr: float = 0.02,
+    adamw_lr: float = 3e-3,
+    momentum: float = 0.95,
+    weight_decay: float = 0.0,
+    adamw_weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    coefficients: str = "jordan",
+    split_fused: bool = True,
+) -> "Muon":
+    """`lr` and `weight_decay` are for hidden matrices, `adamw_lr` and `adamw_weight_decay` for embeddings and heads.
+
+    split_fused orthogonalises the query, key and value parts of a fused projection each on its own.
+    Raises UserError where the model has no hidden matrices.
+    """
+    if coefficients not in COEFFICIENTS:
+        near = nearest(coefficients, COEFFICIENTS)
+        raise UserError(f"optimizer.coefficients={coefficients} is not known{near}; one of: {', '.join(COEFFICIENTS)}")
+    groups = split(named_parameters)
+    if not groups.matrices:
+        raise UserError("optimizer=muon needs hidden matrices (in blocks), this model has none; type optimizer=adamw")
+    hidden = {"momentum": momentum, "coefficients": coefficients, "split_fused": split_fused}
+    adam = {"betas": tuple(betas), "eps": eps, "fused": True}
+    return Muon(
+        [
+            *group("matrices", groups.matrices, lr, weight_decay=weight_decay, hidden=True, **hidden),
+            *group("embeddings", groups.embeddings, adamw_lr, weight_decay=adamw_weight_decay, hidden=False, **adam),
+            *group("vectors", groups.vectors, adamw_lr, weight_decay=0.0, hidden=False, **adam),
+        ]
+    )
+
+
+class Muon(Optimizer):
+    """Groups with hidden=True hold named 2-D parameters and step by Muon, the others by fused AdamW.
+
+    Sharded parameters (DTensor, FSDP2) keep sharded momentum; the updates of all matrices of one shape are gathered in
+    one collective, orthogonalised whole on every rank, and each rank keeps its shard.
+    """
+
+    def __init__(self, groups: Sequence[dict]):
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for options in self.param_groups:
+            (self._step_hidden if options["hidden"] else self._step_rest)(options)
+        return loss
+
+    def _step_hidden(self, options: dict) -> None:
+        names = {id(p): name for name, p in zip(options["param_names"], options["params"], strict=True)}
+        parameters = [p for p in options["params"] if p.grad is not None]
+        if not parameters:
+            return
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p.grad)
+        gradients = [p.grad for p in parameters]
+        momenta = [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - options["momentum"])
+        updates = torch._foreach_lerp(gradients, momenta, options["momentum"])  # Nesterov
+        fused = [options["split_fused"] and _fused(names[id(p)]) for p in parameters]
+        directions = _directions(updates, fused, COEFFICIENTS[options["coefficients"]])
+        if options["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - options["lr"] * options["weight_decay"])
+        torch._foreach_add_(parameters, directions, alpha=-options["lr"])
+
+    def _step_rest(self, options: dict) -> None:
+        parameters = [p for p in options["params"] if p.grad is not None]
+        for p in parameters:
+            if not self.state[p]:
+                zeros = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                self.state[p].update(step=torch.zeros((), device=p.device), **zeros)
+        states = [self.state[p] for p in parameters]
+        adamw_(
+            parameters,
+            [p.grad for p in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=options["betas"][0],
+            beta2=options["betas"][1],
+            lr=options["lr"],
+            weight_decay=options["weight_decay"],
+            eps=options["eps"],
+            maximize=False,
+        )
+
+
+def _fused(name: str) -> str:
+    """Which parts a projection holds: "qkv", "kv", or "" for a single one."""
+    layer = name.removesuffix(".weight").rpartition(".")[2]
+    return "qkv" if layer.endswith("qkv") else "kv" if layer.endswith("kv") else ""
+
+
+def _parts(update: Tensor, fused: str) -> Sequence[Tensor]:
+    """update (R, C) -> its projections, by rows; queries are C rows, keys and values share the others equally."""
+    rows, columns = update.shape
+    if fused == "qkv" and rows > columns:
+        return update.split([columns, (rows - columns) // 2, (rows - columns) // 2])
+    return update.chunk(2) if fused == "kv" else [update]
+
+
+def _directions(updates: Sequence[Tensor], fused: Sequence[str], coefficients) -> list[Tensor]:
+    """The orthogonalised updates, scaled by sqrt(max(1, R / C)), sharded as they came."""
+    whole = _gather(updates)
+    result = [torch.empty_like(update) for update in whole]
+    stacks: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for update, target, kind in zip(whole, result, fused, strict=True):
+        for source, place in zip(_parts(update, kind), _parts(target, kind), strict=True):
+            stacks[source.shape].append((source, place))
+    for (rows, columns), members in stacks.items():
+        stack = torch.stack([source for source, _ in members])  # (N, R, C)
+        orthogonal = orthogonalize(stack.to(_dtype(stack)), coefficients) * max(1, rows / columns) ** 0.5
+        torch._foreach_copy_([place for _, place in members], list(orthogonal.unbind()))
+    return _shard(result, updates)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """bf16 on GPUs that have it, fp32 elsewhere: few CPUs have bf16 units, and runs should not differ by CPU."""
+    if x.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def _gather(updates: Sequence[Tensor]) -> list[Tensor]:
+    """Sharded matrices made whole on every rank: one collective for all of one shape."""
+    if not isinstance(updates[0], DTensor):
+        return list(updates)
+    shapes: dict[tuple, list[int]] = defaultdict(list)
+    for index, update in enumerate(updates):
+        shapes[update.shape, update.placements].append(index)
+    whole: dict[int, Tensor] = {}
+    for members in shapes.values():
+        stack = torch.stack([updates[index] for index in members]).full_tensor()  # (N, R, C)
+        whole.update(zip(members, stack.unbind(), strict=True))
+    return [whole[index] for index in range(len(updates))]
+
+
+def _shard(whole: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """The local shard of matrices that every rank holds whole: no communication."""
+    if not isinstance(like[0], DTensor):
+        return list(whole)
+    meshes = [model.device_mesh for model in like]
+    replicated = [
+        DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        for x, mesh in zip(whole, meshes, strict=True)
+    ]
+    return [x.redistribute(placements=model.placements) for x, model in zip(replicated, like, strict=True)]
