@@ -1,0 +1,56 @@
+"""Normalisation over the last dimension, and the way a sublayer meets the residual stream.
+
+Shape letters: C model dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Norm(nn.Module):
+    """RMS norm (Zhang and Sennrich 2019) or layer norm (Ba et al. 2016) of (..., C), with or without a learned gain.
+
+    `bias` adds a learned shift: only layer norm has one, and only beside a gain.
+    """
+
+    def __init__(self, size: int, kind: str = "rms", *, weight: bool = False, bias: bool = False, eps: float = 1e-6):
+        super().__init__()
+        self.shape, self.kind, self.eps = (size,), kind, eps
+        self.weight = nn.Parameter(torch.ones(size)) if weight else None
+        self.bias = nn.Parameter(torch.zeros(size)) if weight and bias and kind == "layer" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "layer":
+            return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+        return F.rms_norm(x, self.shape, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape[0]}, {self.kind}, weight={self.weight is not None}, bias={self.bias is not None}"
+
+
+class Residual(nn.Module):
+    """The road round one sublayer: `leave(x, sublayer(enter(x)))`.
+
+    - pre:    x + f(norm(x))         Xiong et al. 2020: trains without a long warm-up
+    - post:   norm(x + f(x))         Vaswani et al. 2017
+    - rezero: x + gain * f(x)        Bachlechner et al. 2020: one number a sublayer, started at 0, no norm inside
+
+    The gain has shape (1,), not (): FSDP2 refuses parameters without dimensions.
+    """
+
+    def __init__(self, norm: Norm, position: str = "pre", *, dropout: float = 0.0):
+        super().__init__()
+        self.position = position
+        self.norm = nn.Identity() if position == "rezero" else norm
+        self.gain = nn.Parameter(torch.zeros(1)) if position == "rezero" else None
+        self.dropout = nn.Dropout(dropout)
+
+    def enter(self, x: Tensor) -> Tensor:
+        return self.norm(x) if self.position == "pre" else x
+
+    def leave(self, x: Tensor, change: Tensor) -> Tensor:
+        change = self.dropout(change)
+        if self.gain is not None:
+            return x + self.gain * change
+        return self.norm(x + change) if self.position == "post" else x + change
