@@ -1,0 +1,111 @@
+"""Which columns of a row are text and label, and what the labels are called."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lit_tfm.errors import UserError, nearest
+
+Column = str | int
+
+
+@dataclass(frozen=True)
+class Columns:
+    """`text` and `text_b` name a column (its position from 0 where there is no header) or several, joined by a blank.
+
+    With `labels`, the class names in order, a whole number n in the label column is `labels[n - label_offset]`; names
+    are taken as they are. Without, labels are called what the column says. `label_separator` splits several labels.
+    """
+
+    text: Column | Sequence[Column] = "text"
+    text_b: Column | Sequence[Column] | None = None
+    label: Column | None = "label"
+    labels: tuple[str, ...] | None = None
+    label_offset: int = 0
+    label_separator: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("text", "text_b"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str | int):
+                object.__setattr__(self, name, tuple(value))
+        if self.labels is not None:
+            object.__setattr__(self, "labels", tuple(str(label) for label in self.labels))
+
+    @property
+    def positions(self) -> bool:
+        """Whether columns are named by their position, so that no header is expected."""
+        wanted = self.text if isinstance(self.text, tuple) else (self.text,)
+        return all(isinstance(column, int) for column in wanted)
+
+    def text_of(self, row: dict, where: str) -> str:
+        return self._joined(self.text, row, where, "text")
+
+    def example(self, row: dict, where: str) -> dict:
+        """{text, text_b, label} of a row."""
+        return {
+            "text": self.text_of(row, where),
+            "text_b": None if self.text_b is None else self._joined(self.text_b, row, where, "text_b"),
+            "label": None if self.label is None else self._label(_cell(row, self.label, where, "label"), where),
+        }
+
+    def _joined(self, columns: Column | Sequence[Column], row: dict, where: str, option: str) -> str:
+        if isinstance(columns, str | int):
+            return _as_text(_cell(row, columns, where, option), where, columns)
+        parts = [_as_text(_cell(row, column, where, option), where, column) for column in columns]
+        return " ".join(part for part in parts if part)
+
+    def _label(self, value: object, where: str) -> str | list[str] | None:
+        if value is None or value == "" or value == -1:  # -1: how the hub hides the labels of a test split
+            return None
+        if isinstance(value, str) and self.label_separator:
+            value = [part.strip() for part in value.split(self.label_separator) if part.strip()]
+        if isinstance(value, list):
+            return [self._name(part, where) for part in value]
+        return self._name(value, where)
+
+    def _name(self, value: object, where: str) -> str:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        text = str(value).strip()
+        if self.labels is None or text in self.labels:
+            return text
+        known = ", ".join(self.labels)
+        if not text.lstrip("-").isdigit():
+            raise UserError(f"{where}: label '{text}' is not one of {known}{nearest(text, self.labels)}")
+        number = int(text) - self.label_offset
+        if not 0 <= number < len(self.labels):
+            last = self.label_offset + len(self.labels) - 1
+            raise UserError(
+                f"{where}: label {text}, but the {len(self.labels)} names ({known}) stand for {self.label_offset} to "
+                f"{last}; see data.labels and data.label_offset"
+            )
+        return self.labels[number]
+
+
+def _cell(row: dict, column: Column, where: str, option: str) -> object:
+    if column in row:
+        return row[column]
+    if isinstance(column, int) and 0 <= column < len(row):  # by position although there is a header
+        return list(row.values())[column]
+    names = list(row)
+    if names and isinstance(names[0], int):
+        given = f"there are positions 0 to {len(names) - 1}"
+    elif any(" " in name or name.isdigit() for name in names):  # the first line looks like data
+        given = (
+            f"the first line reads {' | '.join(name[:30] for name in names)}; for no header, name columns by position"
+        )
+    else:
+        given = f"there are {', '.join(names)}{nearest(str(column), names)}"
+    raise UserError(f"{where}: no column {column!r}; {given}; type data.{option}=COLUMN")
+
+
+def _as_text(value: object, where: str, column: Column) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return " ".join(value)
+    if isinstance(value, int | float):
+        return str(value)
+    raise UserError(f"{where}: column {column!r} holds a {type(value).__name__}, not text")

@@ -1,0 +1,160 @@
+"""Files of text and of rows, read strictly: what is wrong with a file is said with its name and place.
+
+Text is UTF-8; a byte order mark is dropped and CRLF becomes a plain line end. `.gz` is unpacked on the way.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from lit_tfm.errors import UserError
+
+KINDS = {
+    "text": (".txt", ".text", ".md", ".rst", ".raw", ".tokens"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "csv": (".csv",),
+    "tsv": (".tsv",),
+    "parquet": (".parquet",),
+}
+KIND_OF = {suffix: kind for kind, suffixes in KINDS.items() for suffix in suffixes}
+PACKED = (".zip", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz")
+BLOCK = 8 << 20
+
+
+def kind_of(path: Path) -> str | None:
+    """text, jsonl, csv, tsv or parquet by the file's suffix, `.gz` aside; None for one that is not known."""
+    return KIND_OF.get((path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower())
+
+
+def read_blocks(path: Path) -> Iterator[str]:
+    """The text of a file in blocks of about 8 MB, each ending at a line end."""
+    if path.suffix.lower() in PACKED:
+        raise UserError(f"{path}: {path.suffix} archives are not read; unpack it, or pack the file itself as .gz")
+    offset, blank = 0, True
+    for data in _whole_lines(path):
+        text = _decode(data, offset, path)
+        blank = blank and not text.strip()
+        offset += len(data)
+        yield text
+    if blank:
+        raise UserError(f"{path}: the file is empty{' (blanks only)' if offset else ''}; give one with text in it")
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    rest = b""
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                block = rest + block
+                end = block.rfind(b"\n") + 1
+                if end:
+                    yield block[:end]
+                rest = block[end:]
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a whole gzip file ({error}); pack or download it again") from error
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
+    if rest:
+        yield rest
+
+
+def _decode(data: bytes, offset: int, path: Path) -> str:
+    if offset == 0:
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserError(f"{path}: UTF-16 text; make it UTF-8: iconv -f UTF-16 -t UTF-8 {path} > NEW")
+        if data[:4] == b"PAR1":
+            raise UserError(f"{path}: a parquet file by its content; name it *.parquet")
+        if data[:2] == b"\x1f\x8b":
+            raise UserError(f"{path}: a gzip file by its content; name it *.gz")
+    if (nul := data.find(b"\0")) >= 0:
+        raise UserError(f"{path}: binary, not text (a NUL at byte {offset + nul:,}); give UTF-8 text")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte, place = data[error.start], offset + error.start
+        raise UserError(
+            f"{path}: not UTF-8 (0x{byte:02x} at byte {place:,}); convert it: iconv -f LATIN1 -t UTF-8 {path} > NEW"
+        ) from error
+    if offset == 0:
+        text = text.removeprefix("\ufeff")
+    return text.replace("\r\n", "\n") if "\r" in text else text
+
+
+def read_text(path: Path) -> str:
+    """The whole text of a file."""
+    return "".join(read_blocks(path))
+
+
+Row = dict[str | int, object]
+
+
+def read_table(path: Path, kind: str, header: bool, delimiter: str | None = None) -> Iterator[tuple[str, Row]]:
+    """Rows as (place, values by column): the place is for messages, the columns are names, or positions from 0
+    where there is no header."""
+    if kind == "parquet":
+        yield from _parquet(path)
+    elif kind == "jsonl":
+        yield from _json_lines(path)
+    else:
+        yield from _separated(path, kind, header, delimiter)
+
+
+def _separated(path: Path, kind: str, header: bool, delimiter: str | None) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(1 << 30)
+    # Tab-separated data sets hold lone quotes as text (GLUE, SST-2); tabs inside quotes are not found there.
+    quoting = csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL
+    delimiter = delimiter or ("\t" if kind == "tsv" else ",")
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    names: list[str | int] | None = None
+    try:
+        for values in reader:
+            if not values:
+                continue
+            if names is None:
+                names = [name.strip() for name in values] if header else list(range(len(values)))
+                if header:
+                    continue
+            if len(values) != len(names):
+                found = f"{len(values)} fields, the first has {len(names)}"
+                raise UserError(f"{path}: line {reader.line_num} has {found}; mend that line")
+            yield f"{path}: line {reader.line_num}", dict(zip(names, values, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: {error}; mend that line") from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
+    number = 0
+    for block in read_blocks(path):
+        # Not splitlines(): a JSON string may hold U+2028 and its like.
+        for line in block.removesuffix("\n").split("\n"):
+            number += 1
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}: line {number} is not JSON ({error}); one object a line") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}: line {number} holds a {type(row).__name__}; one JSON object a line")
+            yield f"{path}: line {number}", row
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    import pyarrow as pa  # optional: a heavy package, needed for parquet alone
+    import pyarrow.parquet as pq  # optional
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}: row {number}", row
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a whole parquet file ({str(error).splitlines()[0]})") from error
+    if not number:
+        raise UserError(f"{path}: the file has no rows")
