@@ -100,8 +100,14 @@ def write_store(folder: str | Path, documents: Iterable[np.ndarray], vocab_size:
     (folder / "meta.json").write_text(json.dumps((meta or {}) | own, indent=1))
 
 
-def write_texts(folder: str | Path, texts: Iterable[str], tokenizer: Tokenizer, meta: dict | None = None) -> None:
-    """Tokenise documents into a store, counting what the metrics need.
+def write_texts(
+    folder: str | Path,
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    meta: dict | None = None,
+    first: int | None = None,
+) -> None:
+    """Tokenise documents into a store, counting what the metrics need; `first` is put before each document's tokens.
 
     Meta gets `tokenizer` (hash), `bytes` (of the UTF-8 text), `words` (between blanks, and one for every line end: the
     convention of the WikiText perplexities) and `unknown` (tokens that stand for something the vocabulary lacks).
@@ -115,7 +121,7 @@ def write_texts(folder: str | Path, texts: Iterable[str], tokenizer: Tokenizer, 
                 counts["words"] += len(text.split()) + text.count("\n")
                 if tokenizer.unk_id is not None:
                     counts["unknown"] += int(np.count_nonzero(ids == tokenizer.unk_id))
-                yield ids
+                yield ids if first is None else np.concatenate([[first], ids])
 
     write_store(folder, encoded(), tokenizer.vocab_size, counts)
 
