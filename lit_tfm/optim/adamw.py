@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
-from lit_tfm.optim.groups import Named, decay_groups
+from lit_tfm.optim.groups import Named, decay_groups, number_by_model
 
 
 def adamw(
@@ -13,10 +13,11 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
     weight_decay: float = 0.1,
-) -> AdamW:
+) -> Optimizer:
     """torch's AdamW, one fused kernel for all parameters of a group.
 
     Lightning 2.6.6 refuses `gradient_clip_val` with a fused optimizer: clip in `configure_gradient_clipping`.
     """
-    groups = decay_groups(named_parameters, lr, weight_decay)
-    return AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=True)
+    named = list(named_parameters)
+    groups = decay_groups(named, lr, weight_decay)
+    return number_by_model(AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=True), named)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 Named = tuple[str, nn.Parameter]
 
@@ -55,3 +57,27 @@ def decay_groups(named_parameters: Iterable[Named], lr: float, weight_decay: flo
         *group("embeddings", groups.embeddings, lr, weight_decay=weight_decay),
         *group("vectors", groups.vectors, lr, weight_decay=0.0),
     ]
+
+
+def number_by_model(optimizer: Optimizer, named_parameters: Iterable[Named]) -> Optimizer:
+    """Make `optimizer.state_dict()` number parameters by their place in the model, not in the groups; returns it.
+
+    Trap: FSDP2 through Lightning reads the numbers of a single-process checkpoint as places in the model, so with
+    groups that reorder parameters it would hand one parameter's momentum to another. Loading goes by the order inside
+    the groups and takes any numbers. Sharded optimizers are left alone: torch turns their numbers into names itself.
+    """
+    places: dict[int, int] = {}
+    for _, parameter in named_parameters:
+        places.setdefault(id(parameter), len(places))
+
+    def renumber(optimizer: Optimizer, state: dict[str, Any]) -> None:
+        members = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if any(isinstance(parameter, DTensor) for parameter in members):
+            return
+        place = {number: places[id(parameter)] for number, parameter in enumerate(members)}
+        state["state"] = {place[number]: value for number, value in state["state"].items()}
+        for packed in state["param_groups"]:
+            packed["params"] = [place[number] for number in packed["params"]]
+
+    optimizer.register_state_dict_post_hook(renumber)
+    return optimizer

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw as adamw_
 
 from lit_tfm.errors import UserError, nearest
-from lit_tfm.optim.groups import Named, group, split
+from lit_tfm.optim.groups import Named, group, number_by_model, split
 from lit_tfm.optim.orthogonal import COEFFICIENTS, orthogonalize
 
 
@@ -33,7 +33,7 @@ def muon(
     eps: float = 1e-8,
     coefficients: str = "jordan",
     split_fused: bool = True,
-) -> "Muon":
+) -> Optimizer:
     """`lr` and `weight_decay` are for hidden matrices, `adamw_lr` and `adamw_weight_decay` for embeddings and heads.
 
     split_fused orthogonalises the query, key and value parts of a fused projection each on its own.
@@ -42,18 +42,20 @@ def muon(
     if coefficients not in COEFFICIENTS:
         near = nearest(coefficients, COEFFICIENTS)
         raise UserError(f"optimizer.coefficients={coefficients} is not known{near}; one of: {', '.join(COEFFICIENTS)}")
-    groups = split(named_parameters)
+    named = list(named_parameters)
+    groups = split(named)
     if not groups.matrices:
         raise UserError("optimizer=muon needs hidden matrices (in blocks), this model has none; type optimizer=adamw")
     hidden = {"momentum": momentum, "coefficients": coefficients, "split_fused": split_fused}
     adam = {"betas": tuple(betas), "eps": eps, "fused": True}
-    return Muon(
+    optimizer = Muon(
         [
             *group("matrices", groups.matrices, lr, weight_decay=weight_decay, hidden=True, **hidden),
             *group("embeddings", groups.embeddings, adamw_lr, weight_decay=adamw_weight_decay, hidden=False, **adam),
             *group("vectors", groups.vectors, adamw_lr, weight_decay=0.0, hidden=False, **adam),
         ]
     )
+    return number_by_model(optimizer, named)
 
 
 class Muon(Optimizer):

@@ -1,0 +1,49 @@
+"""FSDP2 on two processes equals one process, and the state of either goes on in the other."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("sharded_training.py")
+spec = importlib.util.spec_from_file_location("sharded_training", SCRIPT)
+sharded_training = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sharded_training)
+
+
+def two_processes(folder, name):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, str(SCRIPT)]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(folder), name], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors
+
+
+@pytest.mark.parametrize("name", sharded_training.MAKERS)
+def test_sharded_equals_single_and_states_travel_both_ways(name, tmp_path):
+    model = sharded_training.Tiny()
+    optimizer = sharded_training.MAKERS[name](model.named_parameters())
+    sharded_training.train(model, optimizer, 3)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "single.pt")
+    two_processes(tmp_path, name)
+    sharded_training.train(model, optimizer, 4)
+    there = torch.load(tmp_path / "sharded.pt", weights_only=True)
+    for key, expected in model.state_dict().items():
+        torch.testing.assert_close(there["model"][key], expected, atol=1e-5, rtol=0, msg=lambda m, k=key: f"{k}: {m}")
+
+    back = sharded_training.Tiny()
+    back.load_state_dict(there["model"])
+    returned = sharded_training.MAKERS[name](back.named_parameters())
+    returned.load_state_dict(there["optimizer"])
+    sharded_training.train(model, optimizer, 3)
+    sharded_training.train(back, returned, 3)
+    for key, expected in model.state_dict().items():
+        torch.testing.assert_close(back.state_dict()[key], expected, atol=1e-5, rtol=0)
