@@ -1,5 +1,6 @@
 """What a Transformer is made of, as numbers and words; free of torch, so that a mistake is found before its import."""
 
+import math
 from dataclasses import dataclass, fields
 
 from lit_tfm.errors import UserError, nearest
@@ -10,6 +11,10 @@ WORDS = {
     "activation": ("gelu", "gelu_tanh", "relu", "relu2", "silu"),
     "positions": ("none", "sinusoidal", "learned", "rotary", "alibi", "t5"),
 }
+WHOLE = (
+    *("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "n_decoder_layers", "max_length"),
+    *("n_segments", "position_buckets", "position_max_distance"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ class TransformerConfig:
 
         derive("n_kv_heads", self.n_heads)
         derive("n_decoder_layers", self.n_layers)
-        if not _whole(self.d_model) or not _whole(self.n_heads):
+        if not _whole(self.d_model) or not _whole(self.n_heads) or self.n_heads < 1:
             return  # `check` says so
         derive("d_ff", -(-8 * self.d_model // (3 * 64)) * 64 if self.gated else 4 * self.d_model)
         if self.d_model % self.n_heads == 0:
@@ -71,31 +76,21 @@ class TransformerConfig:
 
     def check(self) -> None:
         """Raises UserError for what no model can be built from."""
-        for name in (
-            "vocab_size",
-            "d_model",
-            "n_layers",
-            "n_heads",
-            "n_kv_heads",
-            "d_ff",
-            "n_decoder_layers",
-            "max_length",
-        ):
-            value = getattr(self, name)
-            if not _whole(value) or value < 1:
-                raise UserError(
-                    f"model.{name}={value}; a whole number of at least 1 is needed; type e.g. model.{name}=4"
-                )
+        for name in WHOLE:
+            value, least = getattr(self, name), 0 if name == "n_segments" else 1
+            if not _whole(value) or value < least:
+                raise UserError(f"model.{name}={value}; a whole number of at least {least} is needed{_example(name)}")
         for name, words in WORDS.items():
             word = getattr(self, name)
             if word not in words:
-                raise UserError(f"model.{name}={word}; it can be {', '.join(words)}{nearest(str(word), words)}")
+                near = nearest(str(word), words)
+                raise UserError(f"model.{name}={word}; it can be {', '.join(words)}{near or _example(name)}")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is bool and not isinstance(value, bool):
                 raise UserError(f"model.{field.name}={value}; type model.{field.name}=true or model.{field.name}=false")
-        self._check_heads()
         self._check_numbers()
+        self._check_heads()
 
     def _check_heads(self) -> None:
         heads, model = self.n_heads, self.d_model
@@ -127,16 +122,17 @@ class TransformerConfig:
             )
 
     def _check_numbers(self) -> None:
-        if not 0 <= self.dropout < 1:
+        if not _number(self.dropout) or not 0 <= self.dropout < 1:
             raise UserError(
-                f"model.dropout={self.dropout}; a share from 0 up to below 1 is needed; type e.g. model.dropout=0.1"
+                f"model.dropout={self.dropout}; a share from 0 to below 1 is needed; type model.dropout=0.1"
             )
-        for name in ("softcap", "init_std", "attention_scale"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(
-                    f"model.{name}={value}; a number above 0 or null is needed; type e.g. model.{name}=null"
-                )
+        for name in ("norm_eps", "rotary_base", "softcap", "init_std", "attention_scale"):
+            value, may_be_null = getattr(self, name), name in ("softcap", "init_std", "attention_scale")
+            if value is None and may_be_null:
+                continue
+            if not _number(value) or value <= 0:
+                null = " or null" if may_be_null else ""
+                raise UserError(f"model.{name}={value}; a number above 0{null} is needed{_example(name)}")
         if self.positions == "t5" and (
             self.position_buckets % 4 or self.position_max_distance <= self.position_buckets // 2
         ):
@@ -145,6 +141,17 @@ class TransformerConfig:
                 f"{self.position_max_distance}; the buckets must be a multiple of 4 and less than twice the distance; "
                 "type model.position_buckets=32"
             )
+
+
+def _example(name: str) -> str:
+    """What to type, by the value that stands in the defaults."""
+    default = next(field.default for field in fields(TransformerConfig) if field.name == name)
+    unset = {"vocab_size": 8192, "d_ff": 2048, "head_dim": 64, "init_std": 0.02, "attention_scale": 1.0}
+    return f"; type e.g. model.{name}={unset.get(name, default) or 4}"
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _whole(value: object) -> bool:

@@ -23,7 +23,9 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "layer":
             return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
-        return F.rms_norm(x, self.shape, self.weight, self.eps)
+        # Queries and keys come in bf16 under autocast: a float32 gain would lose the fused kernel.
+        weight = self.weight if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, self.shape, weight, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]}, {self.kind}, weight={self.weight is not None}, bias={self.bias is not None}"
