@@ -3,10 +3,14 @@
 Letters: B blocks, T tokens, C model dim, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import numpy as np
+from torch import Tensor
 
 from lit_tfm.data.tokenizers import Tokenizer
 from lit_tfm.models.decoder import Decoder
+from lit_tfm.nn.cache import KVCache
 from lit_tfm.tasks.base import Batch, StepOutput
 from lit_tfm.tasks.language import IGNORED, LanguageTask, document_ids, language_head, pad, real, tensors
 
@@ -40,7 +44,7 @@ class ShiftCollator:
 
 
 class CausalLM(LanguageTask):
-    """Predict the next token with a decoder. The first token of a document is predicted from the separator before it."""
+    """Predict the next token with a decoder; a document's first token from the separator before it."""
 
     architectures = (Decoder,)
     headline = (*LanguageTask.headline, "accuracy")
@@ -55,3 +59,26 @@ class CausalLM(LanguageTask):
     def step(self, batch: Batch) -> StepOutput:
         hidden = self.model.hidden(**self.model_inputs(batch))  # (B, T, C)
         return self.vocabulary_loss(self.head(hidden.flatten(0, 1)), batch["labels"].flatten())
+
+    def reader(self, attention_mask: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """What `generation.decode` calls: takes further tokens (B, n), gives logits (B, V) of the next one.
+
+        `attention_mask` (B, T) goes with the first tokens read, the prompt: shorter prompts are padded on the left.
+        """
+        cache = KVCache(self.model.config.max_length)
+        masks = iter([attention_mask])
+
+        def read(tokens: Tensor) -> Tensor:
+            hidden = self.model.hidden(tokens, attention_mask=next(masks, None), cache=cache)
+            return self.head(hidden[:, -1])
+
+        return read
+
+    def samples(self, batch: Batch, decode, limit: int = 4) -> list[tuple[str, str]]:
+        """The first half of blocks, and how the model goes on."""
+        blocks = batch["input_ids"][:limit]
+        half = max(1, blocks.shape[1] // 2)
+        prompt = blocks[:, :half]
+        written = decode(self.reader(), prompt, max_new_tokens=blocks.shape[1] - half)
+        text = self.facts.tokenizer.decode
+        return [(text(asked.tolist()), text(said.tolist())) for asked, said in zip(prompt, written, strict=True)]

@@ -62,8 +62,9 @@ class MaskingCollator:
         """(B, T) bool: `rate` of each row's candidates, at least one where there is any."""
         draw = self._noise(examples, WHICH, tokens.shape[1])
         if self.word_start is not None:
-            word = np.maximum(np.cumsum(self.word_start[tokens], axis=1) - 1, 0)
-            draw = np.take_along_axis(draw, word, axis=1)  # a word's tokens share one draw
+            starts = self.word_start[tokens]
+            starts[:, 0] = True  # a block may begin in the middle of a word
+            draw = np.take_along_axis(draw, np.cumsum(starts, axis=1) - 1, axis=1)  # a word's tokens share one draw
         draw = np.where(candidates, draw, 2.0)
         n = candidates.sum(1)
         wanted = np.minimum(np.maximum(np.rint(self.rate * n), 1), n).astype(int)
@@ -102,6 +103,7 @@ class MaskedLM(LanguageTask):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.rate, self.replace, self.whole_word = rate, tuple(replace), whole_word
+        self.head_share = rate
         self.head = language_head(self.model)
 
     def collator(self) -> MaskingCollator:
@@ -117,14 +119,15 @@ class MaskedLM(LanguageTask):
         metrics["masked_accuracy"] = metrics.pop("accuracy")
         return metrics
 
-    def samples(self, batch: Batch, decode=None) -> list[tuple[str, str]]:
+    def samples(self, batch: Batch, decode=None, limit: int = 4) -> list[tuple[str, str]]:
         """Blocks with their masks, and the same with the masks filled by the model's first choice."""
-        hidden = self.model.hidden(**self.model_inputs(batch))
-        filled = batch["input_ids"].flatten().clone()
-        filled[batch["targets_at"]] = self.head(hidden.flatten(0, 1)[batch["targets_at"]]).argmax(-1)
-        text = self.facts.tokenizer.decode
-        filled = filled.view_as(batch["input_ids"])
+        inputs = {name: value[:limit] for name, value in self.model_inputs(batch).items()}
+        asked = inputs["input_ids"]
+        hidden = self.model.hidden(**inputs)  # (B, T, C)
+        targets = batch["labels"][:limit] != IGNORED  # (B, T)
+        filled = asked.masked_scatter(targets, self.head(hidden[targets]).argmax(-1))
+        text, pad_id = self.facts.tokenizer.decode, self.facts.tokenizer.pad_id
         return [
-            (text(masked.tolist(), skip_special=False), text(guess.tolist()))
-            for masked, guess in zip(batch["input_ids"], filled, strict=True)
+            (text(masked[masked != pad_id].tolist(), skip_special=False), text(guess.tolist()))
+            for masked, guess in zip(asked, filled, strict=True)
         ]
