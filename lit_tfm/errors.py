@@ -13,6 +13,6 @@ class UserError(Exception):
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """", did you mean 'x'?" for the option spelled most like `word`, or "" when none is near."""
+    """ ", did you mean 'x'?" for the option spelled most like `word`, or "" when none is near."""
     close = get_close_matches(word, [str(option) for option in options], n=1, cutoff=0.6)
     return f", did you mean '{close[0]}'?" if close else ""

@@ -60,6 +60,7 @@ class Task(LightningModule):
     monitor = "val/loss"
     mode = "min"
     headline: tuple[str, ...] = ("loss",)  # metric names worth a row in the result table, most important first
+    head_share = 1.0  # of the tokens, for how many logits over the vocabulary are computed (for counting FLOPs)
 
     def __init__(
         self,
@@ -74,7 +75,8 @@ class Task(LightningModule):
         if not isinstance(model, self.architectures):
             allowed = " or ".join(kind.__name__ for kind in self.architectures)
             raise UserError(
-                f"{type(self).__name__} needs a model of kind {allowed}, not {type(model).__name__}; choose another model= or task="
+                f"{type(self).__name__} needs a model of kind {allowed}, not {type(model).__name__}; "
+                "choose another model= or task="
             )
         self.model = model
         self.facts = facts
@@ -135,7 +137,7 @@ class Task(LightningModule):
     def _agree(self, squares: Tensor, sharded: bool) -> tuple[Tensor, ...]:
         """Sums over micro-batches and ranks of (loss, targets, tokens), rank 0's clock, and the squared norm.
 
-        One small all-reduce a step. Gradients are equal on all DDP ranks, but FSDP holds a shard each, whose squares add.
+        One small all-reduce a step. DDP's gradients are equal on all ranks; under FSDP each holds a shard, and squares add.
         """
         sums = torch.stack(self._step_sums).sum(0)
         self._step_sums.clear()

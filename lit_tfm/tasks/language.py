@@ -81,8 +81,8 @@ def perplexities(loss: float, split: SplitStats) -> dict[str, float]:
     """Perplexity a token, perplexity a word, bits a byte, from the mean loss in nats a token.
 
     The last two weigh the loss by the split's own tokens a word (whitespace words, and one for each line end: the
-    WikiText convention) and tokens a byte, so that they compare across tokenizers. For a masked LM they are pseudo-perplexities
-    (Salazar et al. 2020, arXiv 1910.14659): each token is predicted from both sides.
+    WikiText convention) and tokens a byte, so that they compare across tokenizers. For a masked LM they are
+    pseudo-perplexities (Salazar et al. 2020, arXiv 1910.14659): each token is predicted from both sides.
     """
     values = {"perplexity": _exp(loss)}
     if split.words:

@@ -1,0 +1,48 @@
+# make help lists the targets. Everything runs in .venv, which `setup` makes once.
+SHELL := bash
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.10 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+READY := .venv/ready
+
+.PHONY: help setup train test soak lint format wheel clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
+
+setup: $(READY) ## a .venv with the exact versions of constraints.txt
+
+# torch first and by its exact version: asked for in any other way, pip may bring several GB of CUDA packages.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.13 found; type make PYTHON=path/to/python"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+train: setup ## train bert_small to the end
+	$(BIN)/python -m lit_tfm.train experiment=bert_small
+
+test: setup ## the test suite (two processes, one thread each)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+soak: setup ## the long tests as well
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow or not slow'
+
+lint: setup ## ruff
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+format: setup ## let ruff rewrite
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+wheel: setup ## build dist/*.whl
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean: ## remove what setup and builds made
+	rm -rf .venv dist build *.egg-info
+
+print-python:
+	@echo $(PYTHON)

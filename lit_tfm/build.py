@@ -1,0 +1,268 @@
+"""The only wiring: config -> (data, task, trainer), and run folder -> task.
+
+Order matters: the data fixes the tokenizer, the tokenizer the vocabulary, the vocabulary the model.
+"""
+
+import inspect
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_object, instantiate
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
+
+from lit_tfm.callbacks.checkpoints import AtomicCheckpointIO
+from lit_tfm.callbacks.metrics_csv import MetricsCsv
+from lit_tfm.callbacks.pace import NEVER, Pace
+from lit_tfm.callbacks.progress_bar import ProgressBar
+from lit_tfm.callbacks.record import Record
+from lit_tfm.callbacks.tensorboard import HParams
+from lit_tfm.data.facts import DataFacts, SplitStats
+from lit_tfm.data.module import TextData
+from lit_tfm.data.tokenizers import Tokenizer
+from lit_tfm.errors import UserError
+from lit_tfm.hardware import Hardware
+from lit_tfm.models.cost import flops_per_token
+from lit_tfm.runs import RunFolder
+from lit_tfm.tasks.base import Task
+
+HPARAM_GROUPS = ("model", "task", "data", "tokenizer", "optimizer", "schedule")
+
+
+@dataclass
+class Parts:
+    """Everything of a run, joined and ready to train."""
+
+    data: TextData
+    task: Task
+    hardware: Hardware
+    transfer: "Transfer | None" = None
+    trainer: Trainer | None = None
+
+
+@dataclass
+class Transfer:
+    """What `init_from` took over, and what it could not."""
+
+    source: Path
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # in the new task, not in the old weights
+    unused: list[str] = field(default_factory=list)  # in the old weights, not in the new task
+    reshaped: list[str] = field(default_factory=list)  # in both, with other shapes
+
+
+def build(cfg: DictConfig, hardware: Hardware) -> Parts:
+    """Data prepared, model and task built; no folder touched but the cache. Raises UserError for what does not fit."""
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    data = build_data(cfg)
+    task = build_task(cfg, data.facts)
+    data.connect(task.collator(), cfg.seed)
+    task.flops_per_token = flops_per_token(
+        task.model.config, tokens_an_example(data), task.model.kind, head_share=task.head_share
+    )
+    task.progress.max_steps = optimizer_steps(cfg, data)
+    task.progress.budget = budget_seconds(cfg.budget, hardware)
+    transfer = load_weights(task, Path(cfg.init_from)) if cfg.init_from else None
+    return Parts(data, task, hardware, transfer)
+
+
+def build_data(cfg: DictConfig) -> TextData:
+    data = instantiate(
+        cfg.data, tokenizer=instantiate(cfg.tokenizer), seed=cfg.seed, cache_dir=str(Path(cfg.cache_dir).expanduser())
+    )
+    data.prepare_data()
+    return data
+
+
+def build_task(cfg: DictConfig, facts: DataFacts) -> Task:
+    model = instantiate(cfg.model, vocab_size=facts.tokenizer.vocab_size)
+    optimizer, schedule = instantiate(cfg.optimizer), instantiate(cfg.schedule)
+    return instantiate(cfg.task, model=model, facts=facts, optimizer=optimizer, schedule=schedule)
+
+
+def tokens_an_example(data: TextData) -> int:
+    """Mean tokens of a training example, which the cost of attention depends on."""
+    train = data.facts.splits["train"]
+    return max(1, round(train.tokens / max(1, train.examples)))
+
+
+def optimizer_steps(cfg: DictConfig, data: TextData) -> int:
+    """The bound in steps: `trainer.max_steps`, else `max_epochs` passes over the training data."""
+    if cfg.trainer.max_steps is not None:
+        return int(cfg.trainer.max_steps)
+    return max(1, math.ceil(cfg.trainer.max_epochs * data.steps_per_epoch))
+
+
+def budget_seconds(budget: Any, hardware: Hardware) -> float | None:
+    """`10m` -> 600.0; `auto` -> five minutes where no accelerator is, else no bound."""
+    if budget is None:
+        return None
+    if budget == "auto":
+        return 300.0 if hardware.accelerator == "cpu" else None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(budget))
+    if not found or float(found.group(1)) == 0:
+        raise UserError(f"budget={budget}: not a time; type a number and s, m or h, e.g. budget=10m, or budget=null")
+    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[found.group(2)]
+
+
+# ---- the trainer -----------------------------------------------------------------------------------------------
+
+
+def build_trainer(cfg: DictConfig, parts: Parts, run: RunFolder | None, resume_step: int | None = None) -> Trainer:
+    """With `run=None` (a dry run) nothing is logged or saved."""
+    task, hardware = parts.task, parts.hardware
+    loggers = build_loggers(cfg, task, run, resume_step) if run else []
+    callbacks = build_callbacks(cfg, parts, run) if run else []
+    return Trainer(
+        accelerator=hardware.accelerator,
+        strategy=strategy(hardware),
+        devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
+        precision=hardware.precision,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[Pace(cfg.trainer.val_every), *callbacks],
+        logger=loggers or False,
+        max_steps=-1,  # Pace ends the run: by steps and by time, with a last validation
+        max_epochs=-1,
+        accumulate_grad_batches=cfg.trainer.accumulate,
+        log_every_n_steps=cfg.trainer.log_every,
+        val_check_interval=NEVER,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the sampler cuts global batches itself
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        deterministic=cfg.deterministic,
+        inference_mode=False,
+        default_root_dir=run.path if run else None,
+    )
+
+
+def strategy(hardware: Hardware) -> Strategy | str:
+    if hardware.strategy == "fsdp":
+        # FSDPStrategy refuses CPUs; left to itself, ModelParallelStrategy would split tensors, not data. One file, so
+        # that a checkpoint of FSDP loads under DDP and in one process.
+        return ModelParallelStrategy(
+            data_parallel_size=hardware.world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    if hardware.strategy == "ddp":
+        return DDPStrategy(process_group_backend="nccl" if hardware.accelerator == "gpu" else "gloo")
+    return "auto"
+
+
+def build_loggers(cfg: DictConfig, task: Task, run: RunFolder, resume_step: int | None) -> list[Logger]:
+    nodes = [node for node in cfg.logger.values() if node is not None] if cfg.logger else []
+    chosen = [_instantiate_with(node, save_dir=run.path, resume_step=resume_step) for node in nodes]
+    return [MetricsCsv(run / "metrics.csv", task.progress, resume_step), *chosen]
+
+
+def build_callbacks(cfg: DictConfig, parts: Parts, run: RunFolder) -> list[Callback]:
+    task = parts.task
+    supplied = {
+        "monitor": task.monitor,
+        "mode": task.mode,
+        "folder": str(run / "checkpoints"),
+        "output_dir": str(run.path),
+    }
+    nodes = [node for node in cfg.callbacks.values() if node is not None] if cfg.callbacks else []
+    chosen = [_instantiate_with(node, **supplied) for node in nodes]
+    groups = {group: OmegaConf.to_container(cfg[group]) for group in HPARAM_GROUPS}
+    hparams = HParams({**groups, "seed": cfg.seed, **cfg.choices}, [task.monitor])
+    return [*chosen, hparams, Record(run.update_summary, task.monitor, task.mode), ProgressBar()]
+
+
+def _instantiate_with(node: DictConfig, **supplied: Any) -> Any:
+    """Instantiate, giving what the target's signature asks for of what build.py knows."""
+    wanted = inspect.signature(get_object(node._target_)).parameters
+    return instantiate(node, **{name: value for name, value in supplied.items() if name in wanted and name not in node})
+
+
+# ---- weights and run folders -----------------------------------------------------------------------------------
+
+
+def weights_file(source: Path) -> Path:
+    """best.safetensors of a run folder, else last.safetensors; or the file itself."""
+    if source.is_file():
+        return source
+    run = RunFolder.open(source)
+    for name in ("best", "last"):
+        if (found := run / "checkpoints" / f"{name}.safetensors").exists():
+            return found
+    raise UserError(f"{source}: the run has no weights yet (checkpoints/best.safetensors); train it first")
+
+
+def load_weights(task: Task, source: Path) -> Transfer:
+    """Start from another run's weights: what agrees in name and shape is taken over, the rest is listed.
+
+    Raises UserError where nothing agrees, or where the tokenizers differ: the same id would be another word.
+    """
+    run = source if source.is_dir() else source.parent.parent
+    tokenizer = run / "tokenizer.json"
+    if tokenizer.exists() and Tokenizer.from_file(tokenizer).hash != task.facts.tokenizer.hash:
+        raise UserError(f"init_from={source}: its tokenizer differs from this run's; type tokenizer.path={tokenizer}")
+    old, new = load_file(weights_file(source)), task.state_dict()
+    transfer = Transfer(source)
+    for name in new:
+        same_shape = name in old and old[name].shape == new[name].shape
+        found = transfer.missing if name not in old else transfer.matched if same_shape else transfer.reshaped
+        found.append(name)
+    transfer.unused = [name for name in old if name not in new]
+    if not transfer.matched:
+        raise UserError(f"init_from={source}: none of its {len(old)} tensors fits this model; choose the same model=")
+    task.load_state_dict({name: old[name] for name in transfer.matched}, strict=False)
+    return transfer
+
+
+def facts_of(run: RunFolder) -> DataFacts:
+    """What the run's data said of itself, from the folder alone."""
+    record = run.read_json("data.json")
+    labels = record.get("labels")
+    return DataFacts(
+        tokenizer=Tokenizer.from_file(run / "tokenizer.json"),
+        splits={name: SplitStats(**stats) for name, stats in record["facts"].items()},
+        labels=tuple(labels) if labels else None,
+        multi_label=record.get("multi_label", False),
+    )
+
+
+def load_task(run: RunFolder, checkpoint: str = "best") -> Task:
+    """The trained task of a run folder, in eval mode, on the CPU."""
+    task = build_task(run.config(), facts_of(run))
+    file = run / "checkpoints" / f"{checkpoint}.safetensors"
+    if not file.exists():
+        raise UserError(f"{run.path}: no checkpoint '{checkpoint}'; type best or last, or train the run first")
+    result = task.load_state_dict(load_file(file), strict=False)
+    tied = set(result.missing_keys) - {name for name, _ in task.named_parameters()}
+    if result.unexpected_keys or set(result.missing_keys) - tied:
+        raise UserError(f"{file}: does not fit the run's config: {result}")
+    return task.eval()
+
+
+def data_record(data: TextData) -> dict[str, Any]:
+    """data.json: what was used, and the facts a later verb needs to rebuild the task."""
+    facts = data.facts
+    return {
+        **data.records(),
+        "labels": facts.labels,
+        "multi_label": facts.multi_label,
+        "facts": {name: asdict(stats) for name, stats in facts.splits.items()},
+    }
+
+
+def resume_checkpoint(path: Path, task: Task) -> int:
+    """Check that the checkpoint belongs to this run's tokenizer; the optimizer step it was taken at."""
+    saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    if saved["lit_tfm"]["tokenizer"] != task.facts.tokenizer.hash:
+        raise UserError(
+            f"resume={path}: the checkpoint was trained with another tokenizer; "
+            "type tokenizer.path=<its run>/tokenizer.json"
+        )
+    return int(saved["global_step"])

@@ -1,0 +1,139 @@
+"""Checkpoints: the newest, the best, and one every n steps, each written whole or not at all.
+
+A checkpoint is only taken between two optimizer steps, and all that Lightning counts is brought into one canonical
+form that follows from the step alone (`between_steps`). With data that is a function of the step, this is what makes
+a resumed run the same as an uninterrupted one.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from safetensors.torch import save_file
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Written to a temporary name, synced, renamed: a crash in the middle leaves the previous checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.partial")
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+class Checkpoints(Callback):
+    """last.ckpt at every validation and at the end; the `best` best by the task's monitor; one every `every` steps.
+
+    `best` files are named by rank: best.ckpt, best-2.ckpt ... . Beside best and last stand the plain weights as
+    safetensors.
+    """
+
+    def __init__(self, folder: str, monitor: str, mode: str, best: int = 1, every: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.monitor, self.sign = monitor, (1 if mode == "min" else -1)
+        self.best, self.every = best, every
+        self.ranking: list[dict[str, float]] = []  # best first: {"value", "step"}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        if (
+            self.every
+            and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+            and trainer.global_step % self.every == 0
+        ):
+            self._save(trainer, f"step-{trainer.global_step}.ckpt")
+
+    def on_validation_end(self, trainer: Trainer, pl_module) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        value = trainer.callback_metrics.get(self.monitor)
+        place = self._place(float(value), trainer.global_step) if value is not None else None
+        self._save(trainer, "last.ckpt", weights=True)
+        if place is not None:
+            for rank in range(len(self.ranking) - 1, place, -1):
+                self._shift(trainer, rank)
+            self._save(trainer, self._name(place), weights=True)
+
+    def _place(self, value: float, step: int) -> int | None:
+        """Where among the best this validation comes in; None where it does not."""
+        better = [self.sign * entry["value"] <= self.sign * value for entry in self.ranking]
+        place = sum(better)
+        if value != value or place >= self.best:
+            return None
+        self.ranking.insert(place, {"value": value, "step": step})
+        del self.ranking[self.best :]
+        return place
+
+    def _name(self, rank: int) -> str:
+        return "best.ckpt" if rank == 0 else f"best-{rank + 1}.ckpt"
+
+    def _shift(self, trainer: Trainer, rank: int) -> None:
+        if not trainer.is_global_zero:
+            return
+        for suffix in (".ckpt", ".safetensors"):
+            older = (self.folder / self._name(rank - 1)).with_suffix(suffix)
+            if older.exists():
+                os.replace(older, (self.folder / self._name(rank)).with_suffix(suffix))
+
+    def _save(self, trainer: Trainer, name: str, weights: bool = False) -> None:
+        """Collective: all ranks call it (FSDP gathers)."""
+        with trainer.lightning_module.progress.paused():
+            path = self.folder / name
+            trainer.save_checkpoint(path)
+            if weights and trainer.is_global_zero:
+                save_weights(path)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        checkpoint["loops"]["fit_loop"] = between_steps(
+            checkpoint["loops"]["fit_loop"], trainer.global_step, trainer.accumulate_grad_batches
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ranking": list(self.ranking)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ranking = list(state["ranking"])
+
+
+def save_weights(checkpoint: Path) -> None:
+    """`state_dict` of a checkpoint as safetensors beside it; tied weights stand once, under their first name."""
+    state = torch.load(checkpoint, weights_only=True, mmap=True)["state_dict"]
+    seen: set[tuple] = set()
+    plain = {}
+    for name, tensor in state.items():
+        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape)
+        if place not in seen:
+            plain[name] = tensor.contiguous()
+        seen.add(place)
+    final = checkpoint.with_suffix(".safetensors")
+    temporary = final.with_name(f".{final.name}.partial")
+    save_file(plain, temporary)
+    os.replace(temporary, final)
+
+
+def between_steps(loop: dict[str, Any], step: int, accumulate: int) -> dict[str, Any]:
+    """Lightning's counters as they are after `step` optimizer steps and whatever validation was due.
+
+    Lightning saves at different moments with different counters (before or after `completed` is raised, inside a
+    validation), and repairs them on restart by guessing which moment it was. One form needs no guessing.
+    """
+    batches = step * accumulate
+    done = {"ready": batches, "completed": batches, "started": batches, "processed": batches}
+    steps = {"ready": step, "completed": step}
+    loop = dict(loop)
+    loop["epoch_loop.state_dict"] = {**loop["epoch_loop.state_dict"], "_batches_that_stepped": step}
+    loop["epoch_loop.batch_progress"] = {"total": dict(done), "current": dict(done), "is_last_batch": False}
+    loop["epoch_loop.automatic_optimization.optim_progress"] = {
+        "optimizer": {
+            "step": {"total": dict(steps), "current": dict(steps)},
+            "zero_grad": {"total": {**steps, "started": step}, "current": {**steps, "started": step}},
+        }
+    }
+    return loop

@@ -1,0 +1,51 @@
+"""metrics.csv of the run folder: one line a number, appended at once: a killed run keeps what it measured."""
+
+import csv
+from pathlib import Path
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_tfm.tasks.progress import Progress
+
+COLUMNS = ("step", "seconds", "tokens", "name", "value")
+
+
+class MetricsCsv(Logger):
+    """Long format: `pandas.read_csv(path).pivot(index="step", columns="name", values="value")` makes it wide.
+
+    Lightning's CSVLogger deletes the file of an earlier part of the run; this one cuts it off at the step the run
+    resumes from and goes on.
+    """
+
+    def __init__(self, path: Path, progress: Progress, resume_step: int | None = None) -> None:
+        super().__init__()
+        self.path, self.progress = path, progress
+        if resume_step is not None:
+            self._cut(resume_step)
+
+    name = "csv"
+    version = ""
+
+    @rank_zero_only
+    def _cut(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        with open(self.path, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
+        kept = [row for row in rows[1:] if int(row[0]) <= step]
+        with open(self.path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([COLUMNS, *kept])
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        new = not self.path.exists()
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(COLUMNS)
+            seconds, tokens = f"{self.progress.seconds:.3f}", self.progress.tokens
+            writer.writerows([step, seconds, tokens, name, float(value)] for name, value in metrics.items())
+
+    def log_hyperparams(self, *args, **kwargs) -> None:
+        """They stand in config.yaml."""

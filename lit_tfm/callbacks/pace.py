@@ -1,0 +1,51 @@
+"""When a run validates, and when it ends: both read progress only, so a budget in minutes works as steps do."""
+
+from lightning import Callback, Trainer
+
+NEVER = 10**12  # batches; Lightning's own validation schedule is switched off with it
+
+
+class Pace(Callback):
+    """Asks for a validation every `val_every` (a share of the run below 1, optimizer steps from 1 on) and at the end.
+
+    Lightning counts batches and epochs, which a resume in the middle of an epoch gets wrong (several open issues
+    upstream). Here one endless epoch is trained and only the optimizer step and the seconds used count.
+    """
+
+    def __init__(self, val_every: float) -> None:
+        self.val_every = val_every
+        self._done = 0  # validations of a run paced by share
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        fraction = pl_module.progress.fraction(trainer.global_step)
+        trainer.val_check_batch = 1 if self._due(trainer.global_step, fraction) else NEVER
+        if fraction >= 1.0:
+            trainer.should_stop = True  # Lightning validates once more, then ends
+
+    def _due(self, step: int, fraction: float) -> bool:
+        if self.val_every >= 1:
+            return step % int(self.val_every) == 0
+        share = int(fraction / self.val_every + 1e-9)
+        due, self._done = share > self._done, max(share, self._done)
+        return due
+
+    def on_validation_start(self, trainer: Trainer, pl_module) -> None:
+        pl_module.progress.stop()
+
+    def on_validation_end(self, trainer: Trainer, pl_module) -> None:
+        if trainer.state.fn == "fit":
+            pl_module.progress.start()
+
+    def on_train_start(self, trainer: Trainer, pl_module) -> None:
+        pl_module.progress.start()
+
+    def on_train_end(self, trainer: Trainer, pl_module) -> None:
+        pl_module.progress.stop()
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self._done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._done = state["done"]

@@ -1,0 +1,172 @@
+"""The config of a run: composing it, and explaining what is wrong with it. Imports neither torch nor lightning.
+
+Two habits of Hydra are mended here. A key that is a parameter of a `_target_` but stands in no yaml
+(`model.softcap=30`) would need a `+`; and a misspelled key inside an experiment yaml would be added silently. So
+overrides of such groups are let through (`loosen`), and every key is then checked against what its `_target_` takes
+(`check_keys`).
+"""
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_tfm.errors import UserError, nearest
+
+_PACKAGE = Path(__file__).parent
+# A wheel carries conf/ and sweeps/ inside the package; a checkout has them beside it.
+ROOT = _PACKAGE if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
+CONF = ROOT / "conf"
+
+# Groups whose keys are the parameters of a `_target_`.
+TARGET_GROUPS = ("model", "task", "data", "tokenizer", "optimizer", "schedule", "callbacks", "logger")
+_PARAMETER = re.compile(rf"({'|'.join(TARGET_GROUPS)})\.[\w.]+=")
+# What build.py passes itself; a yaml that names them is as wrong as any unknown key.
+SUPPLIED = {"self", "args", "kwargs", "named_parameters", "progress", "facts", "vocab_size", "seed", "cache_dir"}
+
+
+def loosen(arguments: Iterable[str]) -> list[str]:
+    """`model.softcap=30` -> `++model.softcap=30`: set it whether or not a yaml has named it."""
+    return [f"++{argument}" if _PARAMETER.match(argument) else argument for argument in arguments]
+
+
+def compose(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+    """The config that `python -m lit_tfm.train *overrides` trains, for tests, sweeps and notebooks.
+
+    Raises UserError for whatever the command line would refuse.
+    """
+    overrides = loosen(overrides)
+    if config_dir is not None:
+        overrides.append(f"hydra.searchpath=[file://{Path(config_dir).resolve()}]")
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra_compose("train", overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+    choices = cfg.hydra.runtime.choices
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return finish(cfg, choices)
+
+
+def finish(cfg: DictConfig, choices: DictConfig | None = None) -> DictConfig:
+    """Name the run, note which yaml of each group it was made of, resolve it, and check every key."""
+    choices = choices if choices is not None else HydraConfig.get().runtime.choices
+    chosen = {group: choices[group] for group in (*TARGET_GROUPS[:6], "experiment") if choices.get(group)}
+    with open_dict(cfg):
+        cfg.choices = chosen
+        cfg.name = cfg.name or chosen.get("experiment") or f"{chosen.get('model')}-{chosen.get('task')}"
+    OmegaConf.resolve(cfg)
+    check_keys(cfg)
+    return cfg
+
+
+def default_output_dir(cfg: DictConfig) -> Path:
+    return Path("outputs") / str(cfg.name) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+
+# ---- explaining ------------------------------------------------------------------------------------------------
+
+
+def explain(error: Exception) -> UserError:
+    """One line for a mistake that Hydra found while composing."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = sorted(o.rpartition("/")[2] for o in (error.options or []))
+        if group and options:
+            return UserError(
+                f"{group}={option}: no such {group}{nearest(option, options)}; there is {', '.join(options)}"
+            )
+        return UserError(" ".join(str(error).split()))
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        return UserError(f"{error.override!r} is no override; type key=value, e.g. seed=2 or model.d_model=256")
+    if isinstance(error, ConfigCompositionException):
+        if found := re.search(r"Could not override '([^']+)'", text):
+            return _unknown_key(found.group(1))
+        if found := re.search(r"In '([^']+)': Could not find|Could not find '([^']+)'", text):
+            return UserError(" ".join(text.split()))
+    cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
+    return UserError(" ".join(text.split()) + cause)
+
+
+def _unknown_key(key: str) -> UserError:
+    key = key.partition("@")[0]
+    known = known_keys()
+    parent, _, leaf = key.rpartition(".")
+    siblings = [k[len(parent) + 1 :] for k in known if k.startswith(f"{parent}.")] if parent else known
+    near = nearest(leaf if siblings is not known else key, [s for s in siblings if "." not in s])
+    return UserError(f"{key}: no such key{near}; `--cfg job` prints all of them")
+
+
+def known_keys() -> list[str]:
+    """Top-level keys, groups, and `trainer.*`: those whose names do not come from a `_target_`."""
+    born = OmegaConf.load(CONF / "train.yaml")
+    groups = [name.split()[-1].strip("/") for entry in born.defaults if not isinstance(entry, str) for name in entry]
+    keys = [str(key) for key in born if key not in ("defaults", "hydra")] + [g for g in groups if "/" not in g]
+    return [*keys, "choices", *(f"trainer.{key}" for key in OmegaConf.load(CONF / "trainer" / "auto.yaml"))]
+
+
+# ---- checking --------------------------------------------------------------------------------------------------
+
+
+def check_keys(cfg: DictConfig) -> None:
+    """Every key of the composed config is one that something reads; an experiment yaml gets no typo past this."""
+    known = known_keys()
+    for key in cfg:
+        if key not in known:
+            raise _unknown_key(str(key))
+    for key in cfg.trainer:
+        if f"trainer.{key}" not in known:
+            raise _unknown_key(f"trainer.{key}")
+    for group in TARGET_GROUPS:
+        _check_node(cfg.get(group), group)
+
+
+def _check_node(node, path: str) -> None:
+    if isinstance(node, ListConfig):
+        for i, child in enumerate(node):
+            _check_node(child, f"{path}[{i}]")
+    if not isinstance(node, DictConfig):
+        return
+    if "_target_" in node:
+        allowed = parameters(node._target_, path)
+        for key in node:
+            if allowed is not None and key not in allowed and not str(key).startswith("_"):
+                raise UserError(
+                    f"{path}.{key}: no such key{nearest(key, allowed)}; {node._target_} takes {', '.join(allowed)}"
+                )
+    for key in node:
+        _check_node(node[key], f"{path}.{key}")
+
+
+def parameters(target: str, path: str) -> list[str] | None:
+    """Names a `_target_` can be given in a yaml; None where it takes anything.
+
+    A class whose `Config` is a dataclass takes that dataclass's fields.
+    """
+    try:
+        call = get_object(target)
+    except Exception as error:
+        raise UserError(f"{path}._target_={target}: {' '.join(str(error).split())}") from error
+    config = getattr(call, "Config", None)
+    if is_dataclass(config):
+        return sorted({f.name for f in fields(config)} - SUPPLIED)
+    names: set[str] = set()
+    for owner in call.__mro__ if inspect.isclass(call) else (call,):
+        signature = inspect.signature(owner.__init__ if inspect.isclass(owner) else owner)
+        kinds = {p.kind for p in signature.parameters.values()}
+        names |= {p.name for p in signature.parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:  # what is passed on ends here
+            return sorted(names - SUPPLIED)
+    return None

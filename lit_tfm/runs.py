@@ -1,0 +1,161 @@
+"""The run folder: what is in it, how it is written and read. Imports no torch, so that comparing runs starts at once.
+
+config.yaml        the resolved config: training from it again is the same run
+command.txt        what was typed
+environment.json   versions, git commit and whether it was clean, hardware
+data.json          the data set that was really used, its hash, splits, tokens; what was wasted
+tokenizer.json     the tokenizer
+metrics.csv        step,seconds,tokens,name,value: one line a number
+summary.json       status, steps, tokens, seconds, parameters, last and best metrics
+checkpoints/       last.ckpt, best.ckpt ..., and the same weights as *.safetensors
+events.out.*       TensorBoard
+"""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lit_tfm.errors import UserError
+
+_RECORDED = ("torch", "lightning", "torchmetrics", "hydra-core", "optuna", "datasets", "tokenizers", "numpy", "lit_tfm")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run reached. `metrics` are the last values, `best` those of the best validation."""
+
+    folder: Path | None
+    status: str  # finished | stopped | failed; "dry run" where nothing was trained
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+class RunFolder:
+    """Paths, and atomic writes, of one run. Constructing it touches nothing."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @classmethod
+    def create(cls, path: str | Path, exact: bool) -> "RunFolder":
+        """A new folder; with `exact` it must be empty or absent, else a number is added until the name is free.
+
+        Raises UserError where it can't be written or an exact one already holds a run.
+        """
+        path, attempt = Path(path), 1
+        while True:
+            chosen = path if attempt == 1 else path.with_name(f"{path.name}-{attempt}")
+            try:
+                chosen.mkdir(parents=True)
+                break
+            except FileExistsError:
+                if exact and chosen.is_dir() and not any(chosen.iterdir()):
+                    break
+                if exact:
+                    hint = "resume=auto goes on with it" if (chosen / "config.yaml").exists() else "it is not empty"
+                    raise UserError(f"output_dir={chosen} exists already: {hint}; or name another folder") from None
+                attempt += 1
+            except OSError as error:
+                raise UserError(
+                    f"output_dir={path}: can't be written ({error.strerror}); name a folder that can"
+                ) from None
+        if not os.access(chosen, os.W_OK):
+            raise UserError(f"output_dir={chosen}: can't be written; name a folder that can")
+        return cls(chosen)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "RunFolder":
+        """An existing run. Raises UserError where `path` holds none."""
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            raise UserError(
+                f"{path} is no run folder: it has no config.yaml; name a folder like outputs/<experiment>/<time>"
+            )
+        return cls(path)
+
+    def config(self) -> DictConfig:
+        return OmegaConf.load(self / "config.yaml")
+
+    def write_config(self, cfg: DictConfig) -> None:
+        write_text(self / "config.yaml", OmegaConf.to_yaml(cfg))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        write_text(self / name, json.dumps(content, indent=1, default=str) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        return json.loads((self / name).read_text(encoding="utf-8"))
+
+    def write_origin(self, cfg: DictConfig, hardware: str) -> None:
+        """What a person needs to know where the run came from: config, command, environment."""
+        self.write_config(cfg)
+        write_text(self / "command.txt", command() + "\n")
+        self.write_json("environment.json", environment(hardware))
+
+    def update_summary(self, **values: Any) -> None:
+        """Replace these keys of summary.json, in one atomic write."""
+        known = self.read_json("summary.json") if (self / "summary.json").exists() else {}
+        self.write_json("summary.json", {**known, **values})
+
+
+def write_text(path: Path, text: str) -> None:
+    """To a temporary name, synced, renamed: a reader or a crash never meets half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def command() -> str:
+    """What was typed, as it can be typed again."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    program = f"python -m {spec.name}" if spec is not None else " ".join(["python", *sys.argv[:1]])
+    return " ".join([program, *map(shlex.quote, sys.argv[1:])])
+
+
+def environment(hardware: str) -> dict[str, Any]:
+    """Versions, commit and machine. No environment variables: they may hold credentials."""
+    versions = {}
+    for package in _RECORDED:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "git": git_state(),
+        "hardware": hardware,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the folder lit_tfm runs from and whether it was clean; None outside a repository."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "clean": not git("status", "--porcelain")}
+    except (OSError, subprocess.SubprocessError):
+        return None

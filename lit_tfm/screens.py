@@ -1,0 +1,125 @@
+"""What a person reads: one screen before training, one after it."""
+
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+
+from lit_tfm.build import Parts, Transfer
+from lit_tfm.models.cost import parameters
+
+
+def before(console: Console, cfg, parts: Parts, folder: Path | None) -> None:
+    """What will be trained, on what, where, and for how long."""
+    data, task = parts.data, parts.task
+    if notice := data.records().get("notice"):
+        console.print(
+            Panel(f"[bold]{notice}", title="another data set than asked for", border_style="red", box=box.HEAVY)
+        )
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column()
+    for name, value in _lines(cfg, parts):
+        table.add_row(name, value)
+    content: list[Any] = [table]
+    if parts.transfer is not None:
+        content.append(_transfer(parts.transfer))
+    console.print(
+        Panel(
+            Group(*content), title=f"[bold]{cfg.name}", subtitle=str(folder) if folder else "dry run", box=box.ROUNDED
+        )
+    )
+    if cfg.budget == "auto" and task.progress.budget:
+        minutes = task.progress.budget / 60
+        console.print(f"No accelerator here: training stops after budget={minutes:g}m. budget=null trains all steps.")
+
+
+def _lines(cfg, parts: Parts) -> list[tuple[str, str]]:
+    data, task, hardware = parts.data, parts.task, parts.hardware
+    record, progress, config = data.records(), task.progress, task.model.config
+    train, validation = (task.facts.splits[name] for name in ("train", "validation"))
+    share = train.wasted_tokens / max(1, train.wasted_tokens + train.tokens)
+    labels = task.facts.labels
+    kinds = f"{len(labels)} classes" if labels else f"{train.documents:,} documents"
+    model = cfg.choices.get("model", type(task.model).__name__)
+    processes = f"{hardware.world_size} process{'es' if hardware.world_size > 1 else ''}"
+    vocabulary = task.facts.tokenizer.vocab_size
+    return [
+        (
+            "data",
+            f"{record['name']}: {train.examples:,} training, {validation.examples:,} validation examples; {kinds}",
+        ),
+        ("tokens", f"{train.tokens:,} an epoch, {100 * share:.1f} % more as padding; vocabulary {vocabulary:,}"),
+        ("model", f"{model}: {config.n_layers} layers, d_model {config.d_model}, {config.n_heads} heads"),
+        ("parameters", f"{parameters(task):,}"),
+        ("FLOPs a token", f"{_si(task.flops_per_token)} in training"),
+        ("learning", " ".join(filter(None, map(cfg.choices.get, ("task", "optimizer", "schedule"))))),
+        ("device", f"{hardware.name}; {processes} ({hardware.strategy}), {hardware.precision}"),
+        ("length", _length(progress, data)),
+    ]
+
+
+def _length(progress, data) -> str:
+    epochs = progress.max_steps / max(1, data.steps_per_epoch)
+    steps = f"{progress.max_steps:,} steps ({epochs:.3g} epochs)"
+    if progress.budget is None:
+        return steps
+    return f"{progress.budget / 60:g} minutes of training, or {steps} if those come first"
+
+
+def _transfer(transfer: Transfer) -> str:
+    text = f"weights from {transfer.source}: {len(transfer.matched)} tensors taken over"
+    for kind in ("reshaped", "missing", "unused"):
+        if names := getattr(transfer, kind):
+            text += f"; {kind}: {', '.join(names[:6])}{' ...' * (len(names) > 6)}"
+    return text
+
+
+def after(console: Console, cfg, result, headline: tuple[str, ...]) -> None:
+    """What was reached, and what to type next."""
+    table = Table(title=f"{cfg.name}: {result.status}", box=box.SIMPLE_HEAD, title_justify="left")
+    for column in ("metric", "last", "best"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name in _ordered(result.metrics, headline):
+        best = result.best.get(name)
+        table.add_row(name, _number(result.metrics[name]), _number(best) if best is not None else "")
+    console.print(table)
+    summary = result.summary
+    rate = summary["tokens"] / max(summary["seconds"], 1e-9)
+    console.print(
+        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.1f} s of training "
+        f"({rate:,.0f} tokens/s), {summary['parameters']:,} parameters; data: {summary['data']}"
+    )
+    console.print(f"\nrun folder  {result.folder}\nlook        tensorboard --logdir outputs", highlight=False)
+    console.print(
+        f"go on       python -m lit_tfm.train resume={result.folder} trainer.max_epochs=...\n"
+        f"build on    python -m lit_tfm.train experiment=... init_from={result.folder}",
+        highlight=False,
+    )
+
+
+def _ordered(metrics: dict[str, float], headline: tuple[str, ...]) -> list[str]:
+    """Test first, then validation, the task's most important figures first in each."""
+    rank = {name: i for i, name in enumerate(headline)}
+    stage = {"test": 0, "val": 1, "train": 2}
+
+    def place(name: str) -> tuple[int, int, str]:
+        kind, _, leaf = name.partition("/")
+        return stage.get(kind, 3), rank.get(leaf, len(rank)), name
+
+    return sorted(metrics, key=place)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.4f}" if abs(value) < 1e5 else f"{value:.3e}"
+
+
+def _si(value: float) -> str:
+    for unit in ("", "k", "M", "G", "T"):
+        if value < 1000:
+            return f"{value:.3g} {unit}".strip()
+        value /= 1000
+    return f"{value:.3g} P"

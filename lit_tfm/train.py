@@ -1,0 +1,51 @@
+"""Train a run: `python -m lit_tfm.train experiment=bert_small`.
+
+`train(cfg)` is the one door, for the command line, tests, sweeps and notebooks. The heavy imports stand inside it,
+so that `--help` and `--cfg job` answer at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lit_tfm.runs import Result
+
+
+def train(cfg: DictConfig, quiet: bool = False) -> Result:
+    """Train what `cfg` (from `config.compose` or a run folder's config.yaml) says; returns when the run has ended.
+
+    With several devices the ranks run in processes of their own and the result is read from the run folder.
+    Raises UserError for a config that can't be trained.
+    """
+    from lit_tfm.session import Session
+
+    return Session(cfg, quiet).run()
+
+
+def main() -> None:
+    from lit_tfm.command_line import run_verb
+
+    if folder := os.environ.get("LIT_TFM_RUN"):  # one rank of a run that launch.py started
+        sys.exit(run_verb(lambda: train(OmegaConf.load(Path(folder) / "config.yaml"))))
+    run_verb_with_hydra()
+
+
+def run_verb_with_hydra() -> None:
+    from hydra import main as hydra_main
+
+    from lit_tfm import config
+    from lit_tfm.command_line import run_verb
+
+    @hydra_main(config_path=str(config.CONF), config_name="train", version_base="1.3")
+    def composed(cfg: DictConfig) -> Result:
+        with open_dict(cfg):
+            return train(config.finish(cfg))
+
+    sys.argv[1:] = config.loosen(sys.argv[1:])
+    sys.exit(run_verb(composed))
+
+
+if __name__ == "__main__":
+    main()
