@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from lit_tfm.data.sampling import spread
+from lit_tfm.data.sampling import choose
 
 WINDOW = 50  # batches a sorting window holds: the more, the less padding and the less chance in who meets whom
 
@@ -41,7 +41,7 @@ class BucketedPlan:
     batch_tokens: a batch's tokens at most, padding included (a single longer sample excepted).
     batch_size:   a batch's samples at most. At least one of the two is needed.
     shuffle:      False sorts everything by length and keeps that order in every epoch: validation.
-    limit:        only so many samples, spread evenly over the set.
+    limit:        only so many samples (see `sampling.choose`).
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class BucketedPlan:
             raise ValueError("neither batch_tokens nor batch_size")
         self.lengths, self.seed, self.shuffle = np.asarray(lengths, dtype=np.int64), seed, shuffle
         self.batch_tokens, self.batch_size = batch_tokens, batch_size
-        self.samples = spread(len(self.lengths), limit)
+        self.samples = choose(len(self.lengths), limit)
         self._epoch = lru_cache(maxsize=2)(self._draw)  # two: a loader reads ahead over the border of an epoch
 
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -92,11 +92,10 @@ class BucketedPlan:
         chosen = order[step]
         return samples[borders[chosen] : borders[chosen + 1]]
 
-    def waste(self, epoch: int = 0) -> float:
-        """Share of the padded tokens of an epoch that is padding."""
+    def wasted_tokens(self, epoch: int = 0) -> int:
+        """Padding of an epoch, when each batch is padded to its longest sample."""
         samples, borders, _ = self._epoch(epoch)
         if not len(samples):
-            return 0.0
+            return 0
         longest = np.maximum.reduceat(self.lengths[samples], borders[:-1])
-        padded = int((longest * np.diff(borders)).sum())
-        return 1.0 - int(self.lengths[samples].sum()) / max(1, padded)
+        return int((longest * np.diff(borders)).sum() - self.lengths[samples].sum())

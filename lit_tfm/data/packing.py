@@ -22,13 +22,28 @@ Example = dict[str, object]
 
 
 class _Blocks:
-    """What both kinds share: reading spans [start, start + length + extra) of the ring, with document numbers."""
+    """What both kinds share: reading spans [start, start + length + extra) of the ring, with document numbers.
 
-    def __init__(self, store: TokenStore, block_size: int, extra: int = 0, cross_documents: bool = False) -> None:
-        if block_size < 1 or len(store.tokens) < 1:
-            raise ValueError(f"block_size {block_size}, {len(store.tokens)} tokens")
+    limit: use only the first so many tokens of the store, which then close to a smaller ring.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        block_size: int,
+        extra: int = 0,
+        cross_documents: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        self.n_tokens = min(len(store.tokens), len(store.tokens) if limit is None else limit)
+        if block_size < 1 or self.n_tokens < 1:
+            raise ValueError(f"block_size {block_size}, {self.n_tokens} tokens")
         self.store, self.block_size, self.extra, self.cross_documents = store, block_size, extra, cross_documents
-        self.n_tokens = len(store.tokens)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Borders of the documents, the last one cut where the stream is."""
+        return np.unique(np.minimum(self.store.offsets, self.n_tokens))  # an empty document starts nowhere
 
     def __getitem__(self, key: Key) -> Example:
         return self.__getitems__([key])[0]
@@ -38,7 +53,7 @@ class _Blocks:
         starts, lengths = self.spans(keys)
         width = int(lengths.max()) + self.extra
         positions = starts[:, None] + np.arange(width)  # (B, T)
-        tokens = self.store.tokens.take(positions, mode="wrap").astype(np.int64)
+        tokens = self.store.tokens[positions % self.n_tokens].astype(np.int64)
         documents = None if self.cross_documents else self._documents(starts, width)
         return [
             {
@@ -65,8 +80,7 @@ class _Blocks:
         """Where documents start, continued past the end of the stream as far as a block may reach."""
         if not hasattr(self, "_ring"):
             reach = self.n_tokens + self.block_size + self.extra
-            starts, turns = np.asarray(self.store.offsets[:-1], dtype=np.int64), reach // self.n_tokens + 1
-            starts = starts[np.diff(self.store.offsets) > 0]  # an empty document starts nowhere
+            starts, turns = self.offsets[:-1], reach // self.n_tokens + 1
             beyond = [starts[starts < reach - turn * self.n_tokens] + turn * self.n_tokens for turn in range(1, turns)]
             self._ring = np.concatenate([starts, *beyond])
         return self._ring
@@ -88,9 +102,10 @@ class StreamBlocks(_Blocks):
         block_size: int,
         extra: int = 0,
         cross_documents: bool = False,
+        limit: int | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__(store, block_size, extra, cross_documents)
+        super().__init__(store, block_size, extra, cross_documents, limit)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -120,9 +135,16 @@ class DocumentBlocks(_Blocks):
     serves as a label, is the start of what follows, so a model learns to end a document.
     """
 
-    def __init__(self, store: TokenStore, block_size: int, extra: int = 0, cross_documents: bool = False) -> None:
-        super().__init__(store, block_size, extra, cross_documents)
-        offsets = np.asarray(store.offsets, dtype=np.int64)
+    def __init__(
+        self,
+        store: TokenStore,
+        block_size: int,
+        extra: int = 0,
+        cross_documents: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(store, block_size, extra, cross_documents, limit)
+        offsets = self.offsets
         sizes = np.diff(offsets)
         pieces = -(-sizes // block_size)  # of each document
         nth = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)

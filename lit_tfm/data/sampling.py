@@ -62,13 +62,10 @@ class ShuffledPlan:
 
 
 class SequentialPlan:
-    """Validation: every sample in order, or `limit` of them spread evenly over the whole set.
-
-    Evenly, not the first ones: files sorted by label or by topic are common.
-    """
+    """Validation: every sample in order, or `limit` of them (see `choose`)."""
 
     def __init__(self, size: int, batch_size: int, limit: int | None = None) -> None:
-        self.samples = spread(size, limit)
+        self.samples = choose(size, limit)
         self.batch_size = batch_size
 
     def steps(self, epoch: int) -> int:
@@ -78,11 +75,15 @@ class SequentialPlan:
         return self.samples[step * self.batch_size : (step + 1) * self.batch_size]
 
 
-def spread(size: int, limit: int | None) -> np.ndarray:
-    """`limit` indices spread evenly over range(size); all of them where there is no limit or it is not reached."""
+def choose(size: int, limit: int | None) -> np.ndarray:
+    """`limit` of range(size), in order; all of them where there is no limit or it is not reached.
+
+    Drawn at random, because files sorted by label are common, but always the same ones whatever the run's seed, so
+    that trials compare; a larger limit holds the smaller one's choice.
+    """
     if limit is None or limit >= size:
         return np.arange(size)
-    return np.arange(limit) * size // limit
+    return np.sort(permutation(0, 0, size)[:limit])
 
 
 class StepSampler:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from lit_tfm.data.bucketing import BucketedPlan
-from lit_tfm.data.sampling import Key, SequentialPlan, ShuffledPlan, StepSampler, spread
+from lit_tfm.data.sampling import Key, SequentialPlan, ShuffledPlan, StepSampler, choose
 
 LENGTHS = np.random.default_rng(0).integers(1, 60, 500)
 
@@ -118,13 +118,16 @@ def test_no_samples_is_refused_rather_than_waited_for():
         StepSampler(ShuffledPlan(0, 4, 0))
 
 
-def test_a_limit_is_spread_evenly():
-    assert spread(10, None).tolist() == list(range(10))
-    assert spread(10, 99).tolist() == list(range(10))
-    assert spread(10, 3).tolist() == [0, 3, 6]
-    assert np.concatenate([SequentialPlan(1000, 4, limit=10).batch(0, s) for s in range(3)]).tolist() == [
-        *range(0, 1000, 100)
-    ]
+def test_a_limit_is_a_fixed_random_choice():
+    assert choose(10, None).tolist() == choose(10, 99).tolist() == list(range(10))
+    few, more = choose(1000, 100), choose(1000, 200)
+    assert len(few) == 100
+    assert set(few) < set(more)
+    assert (np.diff(more) > 0).all()
+    assert 350 < few.mean() < 650
+    assert 30 < (few % 2).sum() < 70  # labels that alternate are not met one-sidedly
+    plan = SequentialPlan(1000, 30, limit=100)
+    assert np.concatenate([plan.batch(0, s) for s in range(plan.steps(0))]).tolist() == few.tolist()
 
 
 def test_keys_travel_to_workers():
