@@ -9,7 +9,8 @@ Shapes: N matrices of one shape, R rows, C columns.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.optim.adamw import adamw as adamw_
 
 from lit_tfm.errors import UserError, nearest
 from lit_tfm.optim.groups import Named, group, number_by_model, split
-from lit_tfm.optim.orthogonal import COEFFICIENTS, orthogonalize
+from lit_tfm.optim.orthogonal import COEFFICIENTS, Coefficients, orthogonalize
 
 
 def muon(
@@ -135,19 +136,20 @@ def _parts(update: Tensor, fused: str) -> Sequence[Tensor]:
     return update.chunk(2) if fused == "kv" else [update]
 
 
-def _directions(updates: Sequence[Tensor], fused: Sequence[str], coefficients) -> list[Tensor]:
+def _directions(updates: Sequence[Tensor], fused: Sequence[str], coefficients: Coefficients) -> list[Tensor]:
     """The orthogonalised updates, scaled by sqrt(max(1, R / C)), sharded as they came."""
-    whole = _gather(updates)
-    result = [torch.empty_like(update) for update in whole]
-    stacks: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    for update, target, kind in zip(whole, result, fused, strict=True):
-        for source, place in zip(_parts(update, kind), _parts(target, kind), strict=True):
-            stacks[source.shape].append((source, place))
-    for (rows, columns), members in stacks.items():
-        stack = torch.stack([source for source, _ in members])  # (N, R, C)
-        orthogonal = orthogonalize(stack.to(_dtype(stack)), coefficients) * max(1, rows / columns) ** 0.5
-        torch._foreach_copy_([place for _, place in members], list(orthogonal.unbind()))
-    return _shard(result, updates)
+    parts = [_parts(update, kind) for update, kind in zip(_gather(updates), fused, strict=True)]
+    stacks: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    for part in chain.from_iterable(parts):
+        stacks[part.shape].append(part)
+    done: dict[torch.Size, Iterator[Tensor]] = {}
+    for shape, members in stacks.items():
+        stack = torch.stack(members)  # (N, R, C)
+        orthogonal = orthogonalize(stack.to(_dtype(stack)), coefficients).to(stack.dtype)
+        rows, columns = shape
+        done[shape] = iter((orthogonal.mul_((rows / columns) ** 0.5) if rows > columns else orthogonal).unbind())
+    whole = [torch.cat([next(done[part.shape]) for part in of_one]) for of_one in parts]
+    return _shard(whole, updates)
 
 
 def _dtype(x: Tensor) -> torch.dtype:

@@ -40,24 +40,32 @@ def orthogonalize(x: Tensor, coefficients: Coefficients) -> Tensor:
 
 def _direct(x: Tensor, coefficients: Coefficients) -> Tensor:
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)  # Frobenius: all singular values are 1 at most
-    for a, b, c in coefficients:
-        gram = x @ x.mT  # (N, m, m)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    for triple in coefficients:
+        x = _factor(x @ x.mT, triple) @ x
     return x
 
 
 def _by_gram(x: Tensor, coefficients: Coefficients) -> Tensor:
-    """The polynomials of one Gram matrix commute, so their product Q can be found first and be applied to x once."""
+    """The polynomials of one Gram matrix commute, so their product can be found first and be applied to x once."""
     tall = x.shape[-2] > x.shape[-1]
     gram = x.mT @ x if tall else x @ x.mT  # (N, m, m)
     square = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None].clamp_min(1e-14)  # trace = squared Frobenius norm
-    gram = gram / square
-    product = None
-    for step, (a, b, c) in enumerate(coefficients):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G^2
-        factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = factor if product is None else product @ factor
-        if step + 1 < len(coefficients):
-            gram = factor @ gram @ factor
+    gram.div_(square)
+    product = factor = _factor(gram, coefficients[0])
+    for triple in coefficients[1:]:
+        gram = factor @ gram @ factor
+        factor = _factor(gram, triple)
+        product = product @ factor
     product = product / square.sqrt()
     return x @ product if tall else product @ x
+
+
+def _factor(gram: Tensor, triple: tuple[float, float, float]) -> Tensor:
+    """a I + b G + c G^2, what one step multiplies the matrix by. (N, m, m)
+
+    The identity goes in here, not by baddbmm at the product with x: that would copy all of x first.
+    """
+    a, b, c = triple
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factor
