@@ -5,9 +5,8 @@ its `fingerprint()` is part of the cache key and its `train(texts)` is determini
 bytes, whatever the number of threads. Shape letters: V vocabulary.
 
 Traps, met in tokenizers 0.23:
-- `WordPieceTrainer` numbers the `##x` pieces in hash order, so two trainings differ: see `WordPiece.train`.
-- `UnigramTrainer` takes its candidates from the list of *different* words, so frequent words that are no part of
-  another (`▁and`, `▁,`) are never learnt, and its sums depend on the threads: see `Unigram.train`.
+- `WordPieceTrainer` numbers the `##x` pieces in hash order, so two trainings differ: see `WordPiece._train`.
+- `UnigramTrainer` never learns frequent words that are no part of another, and depends on threads: see `unigram.py`.
 - One long text is split into words by one thread, slower the longer it is: `cut` parts it where no recipe
   of ours would put a token anyway.
 - Text that happens to hold `[MASK]` must not become the mask: special tokens are not looked for in texts.
@@ -28,6 +27,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from lit_tfm.data import unigram
 from lit_tfm.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
@@ -397,16 +397,16 @@ class Unigram(Recipe):
     train_chars: int | None = 20_000_000
 
     def _train(self, texts: Iterable[str]) -> tokenizers.Tokenizer:
-        inner = tokenizers.Tokenizer(models.Unigram())
+        if self.lowercase:
+            lower = normalizers.Lowercase()
+            texts = (lower.normalize_str(text) for text in texts)
+        learnt = unigram.learn(texts, self.vocab_size - len(self.special))
+        # Pieces that no text is to be cut into: `[MASK]` in a text is not the mask.
+        pieces = [*((token, -1e4) for token in self.special), *learnt]
+        inner = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=self.special.index("[UNK]")))
         inner.normalizer = normalizers.Lowercase() if self.lowercase else None
-        inner.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never")]
-        )
+        inner.pre_tokenizer = unigram.pre_tokenizer()
         inner.decoder = decoders.Metaspace(prepend_scheme="never")
-        trainer = trainers.UnigramTrainer(
-            vocab_size=self.vocab_size, special_tokens=self.special, unk_token="[UNK]", show_progress=False
-        )
-        inner.train_from_iterator(texts, trainer)
         return self._finish(inner)
 
 
