@@ -49,7 +49,9 @@ def learn(texts: Iterable[str], size: int) -> list[tuple[str, float]]:
         scores = _scores(corpus.uses(_scores(pieces)), single)
         scores = _scores(corpus.uses(scores), single)
         if len(scores) <= size:
-            return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+            ranked = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+            # Short decimals, that a file gives back exactly.
+            return [(piece, round(score * 1024) / 1024) for piece, score in ranked]
         pieces = _pruned(scores, corpus.last, single, max(size, int(KEEP * len(scores))))
 
 
