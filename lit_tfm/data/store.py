@@ -255,7 +255,7 @@ def _cache_error(error: OSError, cache: Path) -> UserError | None:
             f"the cache folder {cache} is full ({error.strerror}, {free}); give another: data.cache_dir=PATH"
         )
     inside = error.filename is not None and str(error.filename).startswith(str(cache))
-    if error.errno in NO_RIGHT and (inside or not cache.is_dir()):
+    if (error.errno in NO_RIGHT and inside) or (error.errno in (*NO_RIGHT, errno.ENOENT) and not cache.is_dir()):
         why = error.strerror
         return UserError(f"the cache folder {cache} can't be written ({why}); give another: data.cache_dir=PATH")
     return None
