@@ -3,6 +3,7 @@
 Shape letters: B batch, T tokens, S memory tokens, H heads, C model dim, V vocabulary.
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Stack(nn.Module):
 
     def __init__(self, config: TransformerConfig, n_layers: int, *, causal: bool, cross: bool = False) -> None:
         super().__init__()
-        self.causal, self.checkpointing = causal, config.activation_checkpointing
+        self.causal, self.checkpointing, self.compiled = causal, config.activation_checkpointing, config.compile
         self.embedding_scale = config.d_model**0.5 if config.scale_embeddings else None
         self.positions = positions(
             config.positions,
@@ -81,6 +82,17 @@ class Stack(nn.Module):
             "start": start,
             "explicit": explicit,
         }
+        # A cache changes its length every step, and each change would compile the blocks anew.
+        with torch.compiler.set_stance("force_eager") if self.compiled and cache is not None else nullcontext():
+            x, weights = self._through(x, memory, cache, options)
+        if cache is not None:
+            cache.advance(tokens)
+        return self.norm(x), weights
+
+    def _through(
+        self, x: Tensor, memory: Tensor | None, cache: KVCache | None, options: dict
+    ) -> tuple[Tensor, Weights]:
+        """Block after block."""
         weights = Weights([], [])
         for index, block in enumerate(self.blocks):
             if self.checkpointing and self.training and cache is None:
@@ -88,12 +100,9 @@ class Stack(nn.Module):
             else:
                 layer = None if cache is None else cache.layer(index)
                 x, own, cross = block(x, memory, cache=layer, **options)
-            if explicit:
-                weights.own.append(own)
-                weights.cross.extend([] if cross is None else [cross])
-        if cache is not None:
-            cache.advance(tokens)
-        return self.norm(x), weights
+            weights.own.extend([] if own is None else [own])
+            weights.cross.extend([] if cross is None else [cross])
+        return x, weights
 
     def _enter(self, x: Tensor, start: int, seen: Tensor | None) -> Tensor:
         if self.embedding_scale is not None:
