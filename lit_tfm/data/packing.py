@@ -53,7 +53,7 @@ class _Blocks:
         starts, lengths = self.spans(keys)
         width = int(lengths.max()) + self.extra
         positions = starts[:, None] + np.arange(width)  # (B, T)
-        tokens = self.store.tokens[positions % self.n_tokens].astype(np.int64)
+        tokens = np.asarray(self.store.tokens)[positions % self.n_tokens].astype(np.int64)
         documents = None if self.cross_documents else self._documents(starts, width)
         return [
             {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lit_tfm.errors import UserError, nearest
 
 Column = str | int
+MARKS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
 @dataclass(frozen=True)
@@ -14,22 +15,28 @@ class Columns:
 
     With `labels`, the class names in order, a whole number n in the label column is `labels[n - label_offset]`; names
     are taken as they are. Without, labels are called what the column says. `label_separator` splits several labels.
+    Several label columns hold 0 or 1 each: those labels hold whose column says 1.
     """
 
     text: Column | Sequence[Column] = "text"
     text_b: Column | Sequence[Column] | None = None
-    label: Column | None = "label"
+    label: Column | Sequence[Column] | None = "label"
     labels: tuple[str, ...] | None = None
     label_offset: int = 0
     label_separator: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("text", "text_b"):
+        for name in ("text", "text_b", "label"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str | int):
                 object.__setattr__(self, name, tuple(value))
-        if self.labels is not None:
-            object.__setattr__(self, "labels", tuple(str(label) for label in self.labels))
+        if self.labels is not None or isinstance(self.label, tuple):
+            names = self.label if self.labels is None else self.labels
+            object.__setattr__(self, "labels", tuple(str(name) for name in names))
+        if isinstance(self.label, tuple) and len(self.label) != len(self.labels):
+            raise UserError(
+                f"data.label has {len(self.label)} columns, data.labels {len(self.labels)} names; give as many"
+            )
 
     @property
     def positions(self) -> bool:
@@ -45,7 +52,7 @@ class Columns:
         return {
             "text": self.text_of(row, where),
             "text_b": None if self.text_b is None else self._joined(self.text_b, row, where, "text_b"),
-            "label": None if self.label is None else self._label(_cell(row, self.label, where, "label"), where),
+            "label": self._marked(row, where) if isinstance(self.label, tuple) else self._single(row, where),
         }
 
     def _joined(self, columns: Column | Sequence[Column], row: dict, where: str, option: str) -> str:
@@ -53,6 +60,21 @@ class Columns:
             return _as_text(_cell(row, columns, where, option), where, columns)
         parts = [_as_text(_cell(row, column, where, option), where, column) for column in columns]
         return " ".join(part for part in parts if part)
+
+    def _single(self, row: dict, where: str) -> str | list[str] | None:
+        return None if self.label is None else self._label(_cell(row, self.label, where, "label"), where)
+
+    def _marked(self, row: dict, where: str) -> list[str] | None:
+        """Names of the label columns that say 1; None where one is hidden."""
+        marks = [str(_cell(row, column, where, "label")).strip().lower() for column in self.label]
+        if "-1" in marks:
+            return None
+        for column, mark in zip(self.label, marks, strict=True):
+            if mark not in MARKS:
+                raise UserError(
+                    f"{where}: column {column!r} holds {mark!r}; of several label columns each holds 0 or 1"
+                )
+        return [name for name, mark in zip(self.labels, marks, strict=True) if MARKS[mark]]
 
     def _label(self, value: object, where: str) -> str | list[str] | None:
         if value is None or value == "" or value == -1:  # -1: how the hub hides the labels of a test split

@@ -41,7 +41,7 @@ class Files(Source):
         document: str = "file",
         text: Column | Sequence[Column] = "text",
         text_b: Column | Sequence[Column] | None = None,
-        label: Column | None = "label",
+        label: Column | Sequence[Column] | None = "label",
         labels: Sequence[str] | None = None,
         label_offset: int = 0,
         label_separator: str | None = None,

@@ -49,7 +49,7 @@ class Hub(Source):
         document: str = "row",
         text: Column | Sequence[Column] = "text",
         text_b: Column | Sequence[Column] | None = None,
-        label: Column | None = "label",
+        label: Column | Sequence[Column] | None = "label",
         labels: Sequence[str] | None = None,
         label_offset: int = 0,
     ) -> None:
