@@ -63,7 +63,9 @@ class Hub(Source):
 
     def load(self) -> "Hub":
         """Fetch the data set, or find it in the cache. Raises HubUnreachable, or UserError for what is not there."""
-        _ = self._data
+        found = next(iter(self._data.values())).info.config_name
+        if self.config is None and found not in (None, "default"):
+            self.name = f"{self.repo}/{found}"  # the only one there is, or the one in the cache: said, not guessed
         return self
 
     def splits(self) -> list[str]:
@@ -136,9 +138,9 @@ class Hub(Source):
         return self._load()
 
     def _load(self) -> Any:
-        import httpx  # optional: comes with datasets
         from datasets import load_dataset  # optional: takes about two seconds to import
         from datasets.exceptions import DatasetNotFoundError  # optional
+        from huggingface_hub.utils import httpx  # optional: httpx or httpx2, whichever the hub library goes by
 
         try:
             return load_dataset(self.repo, self.config, revision=self.revision)
@@ -147,7 +149,7 @@ class Hub(Source):
                 "gated: accept its terms and log in" if "gated" in str(error) else "no such data set, or a private one"
             )
             raise UserError(f"data.hub.repo={self.repo}: {why}; or give files: data.path=PATH") from error
-        except (ConnectionError, TimeoutError, httpx.TransportError) as error:
+        except (ConnectionError, TimeoutError, httpx.HTTPError) as error:
             raise _unreachable(self.repo, f"the download broke off: {_first_line(error)}") from error
         except ValueError as error:  # an unknown or missing configuration; the library lists those there are
             raise UserError(f"data.hub: {self.name}: {' '.join(str(error).split())[:600]}") from error
