@@ -30,6 +30,8 @@ def test_seen_is_remembered_and_starts_with_the_first_mask():
     assert cache.see(mask, 2, 1).tolist() == [[True, True, True], [True, True, False]]
     cache.advance(1)
     assert cache.see(None, 2, 1).tolist() == [[True, True, True, True], [True, True, False, True]]
+    again = cache.see(torch.tensor([[False], [True]]), 2, 1)  # a second mask does not forget the first
+    assert again.tolist() == [[True, True, True, False], [True, True, False, True]]
     cache.truncate(2)
     assert cache.length == 2
     assert cache.see(None, 2, 1).all()
