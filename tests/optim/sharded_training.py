@@ -1,9 +1,10 @@
 """One of two gloo processes that train a tiny model under FSDP2; started by test_sharded.py.
 
-    python sharded_training.py RANK FOLDER OPTIMIZER
+    python sharded_training.py RANK FOLDER
 
-Reads FOLDER/single.pt (weights and optimizer state a single process reached), goes on from there, and writes
-FOLDER/sharded.pt: the weights, and the optimizer state as Lightning's ModelParallelStrategy puts it into one file.
+For every optimizer NAME it reads FOLDER/NAME-single.pt (weights and optimizer state a single process reached), goes on
+from there, and writes FOLDER/NAME-sharded.pt: the weights, and the optimizer state as Lightning's ModelParallelStrategy
+puts it into one file.
 """
 
 import os
@@ -53,11 +54,11 @@ class Tiny(nn.Module):
         torch.manual_seed(0)
         self.embedding = nn.Embedding(7, 6)
         self.blocks = nn.ModuleList(Block() for _ in range(2))
-        self.scale = nn.Parameter(torch.ones(3))
+        self.scale = nn.Parameter(torch.ones(1))  # nothing of it is left for the second rank
         self.head = nn.Linear(6, 7, bias=False)
 
     def forward(self, ids):
-        x = self.embedding(ids) * self.scale[0]
+        x = self.embedding(ids) * self.scale
         for block in self.blocks:
             x = block(x)
         return self.head(x)
@@ -71,9 +72,8 @@ def train(model, optimizer, steps):
         optimizer.zero_grad()
 
 
-def main(rank, folder, name):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    single = torch.load(folder / "single.pt", weights_only=True)
+def go_on_sharded(rank, folder, name):
+    single = torch.load(folder / f"{name}-single.pt", weights_only=True)
     model = Tiny()
     for block in model.blocks:
         fully_shard(block)
@@ -85,16 +85,17 @@ def main(rank, folder, name):
     set_optimizer_state_dict(model, optimizer, state, options=everywhere)
     train(model, optimizer, 4)
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights, state = (
-        get_model_state_dict(model, options=whole),
-        get_optimizer_state_dict(model, optimizer, options=whole),
-    )
+    weights = get_model_state_dict(model, options=whole)
+    state = get_optimizer_state_dict(model, optimizer, options=whole)
     if rank == 0:
         state = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_ID, model)
-        torch.save({"model": weights, "optimizer": state}, folder / "sharded.pt")
-    dist.barrier()
-    os._exit(0)  # gloo's threads now and then abort a process that shuts down in order
+        torch.save({"model": weights, "optimizer": state}, folder / f"{name}-sharded.pt")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    for name in MAKERS:
+        go_on_sharded(rank, folder, name)
+    dist.barrier()
+    os._exit(0)  # gloo's threads now and then abort a process that shuts down in order

@@ -15,27 +15,39 @@ sharded_training = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sharded_training)
 
 
-def two_processes(folder, name):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, str(SCRIPT)]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(folder), name], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
-        assert rank.returncode == 0, errors
-
-
-@pytest.mark.parametrize("name", sharded_training.MAKERS)
-def test_sharded_equals_single_and_states_travel_both_ways(name, tmp_path):
+def single(name):
     model = sharded_training.Tiny()
     optimizer = sharded_training.MAKERS[name](model.named_parameters())
     sharded_training.train(model, optimizer, 3)
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "single.pt")
-    two_processes(tmp_path, name)
+    return model, optimizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Every optimizer trained on one process, then on two."""
+    folder = tmp_path_factory.mktemp("sharded")
+    for name in sharded_training.MAKERS:
+        model, optimizer = single(name)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save(state, folder / f"{name}-single.pt")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=300)
+        assert rank.returncode == 0, errors
+    return folder
+
+
+@pytest.mark.parametrize("name", sharded_training.MAKERS)
+def test_sharded_equals_single_and_states_travel_both_ways(name, folder):
+    model, optimizer = single(name)
     sharded_training.train(model, optimizer, 4)
-    there = torch.load(tmp_path / "sharded.pt", weights_only=True)
+    there = torch.load(folder / f"{name}-sharded.pt", weights_only=True)
     for key, expected in model.state_dict().items():
         torch.testing.assert_close(there["model"][key], expected, atol=1e-5, rtol=0, msg=lambda m, k=key: f"{k}: {m}")
 
