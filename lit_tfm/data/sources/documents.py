@@ -8,7 +8,6 @@ from lit_tfm.errors import UserError, nearest
 # An article of WikiText starts with a line ` = Title = ` between blank lines. Sections have more signs (` = = `), and
 # a line of that form inside a paragraph (tables, formulas) is none: 29 such lines in WikiText-2's training text.
 ARTICLE = re.compile(r"(?:(?<=\n\n)|(?<=\n \n)) = (?!= )[^\n]+ = \n *\n")
-BLANK_LINES = re.compile(r"\n[ \t]*\n\s*")
 
 
 def split_documents(blocks: Iterable[str], how: str) -> Iterator[str]:
@@ -33,12 +32,16 @@ def _lines(blocks: Iterable[str]) -> Iterator[str]:
 
 
 def _paragraphs(blocks: Iterable[str]) -> Iterator[str]:
-    rest = ""
-    for block in blocks:
-        *whole, rest = BLANK_LINES.split(rest + block)
-        yield from (part.strip("\n") for part in whole if part.strip())
-    if rest.strip():
-        yield rest.strip("\n")
+    lines: list[str] = []
+    for block in filter(None, blocks):
+        for line in block.split("\n")[: -1 if block.endswith("\n") else None]:
+            if line and not line.isspace():
+                lines.append(line)
+            elif lines:
+                yield "\n".join(lines)
+                lines = []
+    if lines:
+        yield "\n".join(lines)
 
 
 def _articles(blocks: Iterable[str]) -> Iterator[str]:
