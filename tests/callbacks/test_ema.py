@@ -204,9 +204,13 @@ def two_ranks(*arguments):
         )
         for rank in range(2)
     ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=300)
-        assert rank.returncode == 0, errors
+    try:
+        for rank in ranks:
+            _, errors = rank.communicate(timeout=300)
+            assert rank.returncode == 0, errors
+    finally:
+        for rank in ranks:  # when one fails, the other waits for it
+            rank.kill()
 
 
 @pytest.mark.slow

@@ -8,11 +8,11 @@ def test_equals_torch_adafactor():
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape)) for shape in [(5, 7), (2, 3, 4), (9,), ()]]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    optimizer = adafactor([(str(i), p) for i, p in enumerate(ours)], lr=0.05, weight_decay=0.1)
+    optimizer = adafactor([(str(i), p) for i, p in enumerate(ours)], lr=0.1, weight_decay=0.1)
     reference = torch.optim.Adafactor(
-        [{"params": theirs[:2], "weight_decay": 0.1}, {"params": theirs[2:], "weight_decay": 0.0}], lr=0.05
+        [{"params": theirs[:2], "weight_decay": 0.1}, {"params": theirs[2:], "weight_decay": 0.0}], lr=0.1
     )
-    for step in range(500):  # past 1/sqrt(step) < lr
+    for step in range(150):  # past 1/sqrt(step) < lr
         for a, b in zip(ours, theirs, strict=True):
             a.grad = torch.randn_like(a) * 10.0 ** (step % 3 - 1)
             b.grad = a.grad.clone()
