@@ -6,7 +6,7 @@ Order matters: the data fixes the tokenizer, the tokenizer the vocabulary, the v
 import inspect
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,14 @@ def build(cfg: DictConfig, hardware: Hardware) -> Parts:
     """Data prepared, model and task built; no folder touched but the cache. Raises UserError for what does not fit."""
     seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg)
+    if cfg.test and "test" not in data.facts.splits:
+        raise UserError(
+            f"test=true: {data.records()['name']} has no test split; type data.holdout.test=0.1 or test=false"
+        )
     task = build_task(cfg, data.facts)
     data.connect(task.collator(), cfg.seed)
+    task.facts = data.facts  # what is cut and padded depends on the collator
+    task.seed = cfg.seed
     task.flops_per_token = flops_per_token(
         task.model.config, tokens_an_example(data), task.model.kind, head_share=task.head_share
     )
@@ -74,17 +80,26 @@ def build(cfg: DictConfig, hardware: Hardware) -> Parts:
 
 
 def build_data(cfg: DictConfig) -> TextData:
-    data = instantiate(
-        cfg.data, tokenizer=instantiate(cfg.tokenizer), seed=cfg.seed, cache_dir=str(Path(cfg.cache_dir).expanduser())
-    )
+    cache_dir = Path(cfg.cache_dir).expanduser()
+    data = make(cfg.data, tokenizer=make(cfg.tokenizer), seed=cfg.seed, cache_dir=cache_dir)
     data.prepare_data()
     return data
 
 
 def build_task(cfg: DictConfig, facts: DataFacts) -> Task:
-    model = instantiate(cfg.model, vocab_size=facts.tokenizer.vocab_size)
+    model = make(cfg.model, vocab_size=facts.tokenizer.vocab_size)
     optimizer, schedule = instantiate(cfg.optimizer), instantiate(cfg.schedule)
-    return instantiate(cfg.task, model=model, facts=facts, optimizer=optimizer, schedule=schedule)
+    return make(cfg.task, model=model, facts=facts, optimizer=optimizer, schedule=schedule)
+
+
+def make(node: DictConfig, **supplied: Any) -> Any:
+    """The node's `_target_`, called with its keys and `supplied`.
+
+    Not `instantiate(node, **supplied)`: that turns dataclasses into configs, copies modules, and hides a UserError in
+    an exception of its own.
+    """
+    keys = OmegaConf.to_container(node)
+    return instantiate(keys, _partial_=True, _convert_="all")(**supplied)
 
 
 def tokens_an_example(data: TextData) -> int:
@@ -160,7 +175,7 @@ def strategy(hardware: Hardware) -> Strategy | str:
 
 def build_loggers(cfg: DictConfig, task: Task, run: RunFolder, resume_step: int | None) -> list[Logger]:
     nodes = [node for node in cfg.logger.values() if node is not None] if cfg.logger else []
-    chosen = [_instantiate_with(node, save_dir=run.path, resume_step=resume_step) for node in nodes]
+    chosen = [make_with(node, save_dir=run.path, resume_step=resume_step) for node in nodes]
     return [MetricsCsv(run / "metrics.csv", task.progress, resume_step), *chosen]
 
 
@@ -173,16 +188,16 @@ def build_callbacks(cfg: DictConfig, parts: Parts, run: RunFolder) -> list[Callb
         "output_dir": str(run.path),
     }
     nodes = [node for node in cfg.callbacks.values() if node is not None] if cfg.callbacks else []
-    chosen = [_instantiate_with(node, **supplied) for node in nodes]
+    chosen = [make_with(node, **supplied) for node in nodes]
     groups = {group: OmegaConf.to_container(cfg[group]) for group in HPARAM_GROUPS}
     hparams = HParams({**groups, "seed": cfg.seed, **cfg.choices}, [task.monitor])
     return [*chosen, hparams, Record(run.update_summary, task.monitor, task.mode), ProgressBar()]
 
 
-def _instantiate_with(node: DictConfig, **supplied: Any) -> Any:
-    """Instantiate, giving what the target's signature asks for of what build.py knows."""
+def make_with(node: DictConfig, **known: Any) -> Any:
+    """`make`, giving what the target's signature asks for of what build.py knows."""
     wanted = inspect.signature(get_object(node._target_)).parameters
-    return instantiate(node, **{name: value for name, value in supplied.items() if name in wanted and name not in node})
+    return make(node, **{name: value for name, value in known.items() if name in wanted and name not in node})
 
 
 # ---- weights and run folders -----------------------------------------------------------------------------------
@@ -227,7 +242,7 @@ def facts_of(run: RunFolder) -> DataFacts:
     labels = record.get("labels")
     return DataFacts(
         tokenizer=Tokenizer.from_file(run / "tokenizer.json"),
-        splits={name: SplitStats(**stats) for name, stats in record["facts"].items()},
+        splits={name: SplitStats(**stats) for name, stats in record["splits"].items()},
         labels=tuple(labels) if labels else None,
         multi_label=record.get("multi_label", False),
     )
@@ -248,13 +263,7 @@ def load_task(run: RunFolder, checkpoint: str = "best") -> Task:
 
 def data_record(data: TextData) -> dict[str, Any]:
     """data.json: what was used, and the facts a later verb needs to rebuild the task."""
-    facts = data.facts
-    return {
-        **data.records(),
-        "labels": facts.labels,
-        "multi_label": facts.multi_label,
-        "facts": {name: asdict(stats) for name, stats in facts.splits.items()},
-    }
+    return {**data.records(), "multi_label": data.facts.multi_label}
 
 
 def resume_checkpoint(path: Path, task: Task) -> int:

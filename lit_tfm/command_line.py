@@ -4,30 +4,55 @@ import os
 import sys
 from collections.abc import Callable
 
+import hydra
 from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_tfm.config import explain
+from lit_tfm import config
 from lit_tfm.errors import UserError
 
 FULL = "HYDRA_FULL_ERROR"
 
 
 def run_verb(verb: Callable[[], object]) -> int:
-    """Exit status: 0, or 2 after a mistake a person can mend. `HYDRA_FULL_ERROR=1` brings its traceback.
+    """Exit status: 0, or 2 after a mistake a person can mend, told in one line. `HYDRA_FULL_ERROR=1` brings its traceback.
 
     Other exceptions pass: they are defects, and their traceback is what is needed.
     """
-    wanted = os.environ.get(FULL) == "1"
-    os.environ[FULL] = "1"  # otherwise Hydra prints exceptions itself and exits with status 1
     try:
         verb()
         return 0
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if wanted:
+    except UserError as error:
+        if os.environ.get(FULL) == "1":
             raise
-        message = error if isinstance(error, UserError) else explain(error)
-        print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+
+
+def hydra_verb(verb: Callable[[DictConfig], object]) -> None:
+    """Compose the config from the command line and run the verb on it; under `-m`, once for each combination.
+
+    Under `-m` a combination that fails does not stop the others; the first failure is raised when all have run.
+    """
+    failures: list[Exception] = []
+
+    @hydra.main(config_path=str(config.CONF), config_name="train", version_base="1.3")
+    def composed(cfg: DictConfig) -> None:
+        try:
+            with open_dict(cfg):
+                verb(config.finish(cfg))
+        except Exception as error:  # raised through Hydra, it would lose its traceback or be announced twice
+            failures.append(error)
+
+    sys.argv[1:] = config.loosen(sys.argv[1:])
+    asked = os.environ.get(FULL)
+    os.environ[FULL] = "1"  # otherwise Hydra prints its exceptions itself and exits with status 1
+    try:
+        composed()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise config.explain(error) from error
     finally:
-        os.environ[FULL] = "1" if wanted else "0"
+        os.environ[FULL] = asked or "0"
+    if failures:
+        raise failures[0]

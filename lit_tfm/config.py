@@ -32,7 +32,15 @@ CONF = ROOT / "conf"
 TARGET_GROUPS = ("model", "task", "data", "tokenizer", "optimizer", "schedule", "callbacks", "logger")
 _PARAMETER = re.compile(rf"({'|'.join(TARGET_GROUPS)})\.[\w.]+=")
 # What build.py passes itself; a yaml that names them is as wrong as any unknown key.
-SUPPLIED = {"self", "args", "kwargs", "named_parameters", "progress", "facts", "vocab_size", "seed", "cache_dir"}
+SUPPLIED = {
+    "model": {"vocab_size"},
+    "task": {"model", "facts", "optimizer", "schedule"},
+    "data": {"tokenizer", "seed", "cache_dir"},
+    "optimizer": {"named_parameters"},
+    "schedule": {"progress"},
+    "callbacks": {"monitor", "mode", "folder", "output_dir"},
+    "logger": {"save_dir", "resume_step"},
+}
 
 
 def loosen(arguments: Iterable[str]) -> list[str]:
@@ -159,14 +167,15 @@ def parameters(target: str, path: str) -> list[str] | None:
         call = get_object(target)
     except Exception as error:
         raise UserError(f"{path}._target_={target}: {' '.join(str(error).split())}") from error
+    supplied = {"self", *SUPPLIED.get(re.split(r"\W", path)[0], ())}
     config = getattr(call, "Config", None)
     if is_dataclass(config):
-        return sorted({f.name for f in fields(config)} - SUPPLIED)
+        return sorted({f.name for f in fields(config)} - supplied)
     names: set[str] = set()
     for owner in call.__mro__ if inspect.isclass(call) else (call,):
         signature = inspect.signature(owner.__init__ if inspect.isclass(owner) else owner)
         kinds = {p.kind for p in signature.parameters.values()}
         names |= {p.name for p in signature.parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
         if inspect.Parameter.VAR_KEYWORD not in kinds:  # what is passed on ends here
-            return sorted(names - SUPPLIED)
+            return sorted(names - supplied)
     return None

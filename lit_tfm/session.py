@@ -151,14 +151,10 @@ class Session:
 
     def _test(self, trainer: Trainer, parts: Parts, run: RunFolder) -> dict[str, float]:
         """The test split, with the best checkpoint's weights."""
-        if "test" not in parts.task.facts.splits:
-            raise UserError(
-                f"test=true: {parts.data.records()['name']} has no test split; type data.holdout.test=0.1 or test=false"
-            )
         kept = any(isinstance(c, Checkpoints) for c in trainer.callbacks)
         best = str(run / "checkpoints" / "best.ckpt") if kept else None
         trainer.test(parts.task, datamodule=parts.data, ckpt_path=best, verbose=False, weights_only=True)
-        return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+        return dict(parts.task.measured)
 
 
 def find_checkpoint(cfg: DictConfig) -> Path | None:

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from lit_tfm.runs import Result
 
@@ -25,26 +25,11 @@ def train(cfg: DictConfig, quiet: bool = False) -> Result:
 
 
 def main() -> None:
-    from lit_tfm.command_line import run_verb
+    from lit_tfm.command_line import hydra_verb, run_verb
 
     if folder := os.environ.get("LIT_TFM_RUN"):  # one rank of a run that launch.py started
         sys.exit(run_verb(lambda: train(OmegaConf.load(Path(folder) / "config.yaml"))))
-    run_verb_with_hydra()
-
-
-def run_verb_with_hydra() -> None:
-    from hydra import main as hydra_main
-
-    from lit_tfm import config
-    from lit_tfm.command_line import run_verb
-
-    @hydra_main(config_path=str(config.CONF), config_name="train", version_base="1.3")
-    def composed(cfg: DictConfig) -> Result:
-        with open_dict(cfg):
-            return train(config.finish(cfg))
-
-    sys.argv[1:] = config.loosen(sys.argv[1:])
-    sys.exit(run_verb(composed))
+    sys.exit(run_verb(lambda: hydra_verb(train)))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning import Callback, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from lit_tfm.tasks.base import NonFiniteLoss
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -53,8 +58,8 @@ class Checkpoints(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        value = trainer.callback_metrics.get(self.monitor)
-        place = self._place(float(value), trainer.global_step) if value is not None else None
+        value = pl_module.measured.get(self.monitor)
+        place = self._place(value, trainer.global_step) if value is not None else None
         self._save(trainer, "last.ckpt", weights=True)
         if place is not None:
             for rank in range(len(self.ranking) - 1, place, -1):
@@ -83,8 +88,10 @@ class Checkpoints(Callback):
                 os.replace(older, (self.folder / self._name(rank)).with_suffix(suffix))
 
     def _save(self, trainer: Trainer, name: str, weights: bool = False) -> None:
-        """Collective: all ranks call it (FSDP gathers)."""
+        """Collective: all ranks call it (FSDP gathers). Raises NonFiniteLoss rather than replace good weights by bad."""
         with trainer.lightning_module.progress.paused():
+            if not finite(trainer.lightning_module):
+                raise NonFiniteLoss(f"weights are no longer finite at step {trainer.global_step}")
             path = self.folder / name
             trainer.save_checkpoint(path)
             if weights and trainer.is_global_zero:
@@ -100,6 +107,16 @@ class Checkpoints(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ranking = list(state["ranking"])
+
+
+def finite(module: nn.Module) -> bool:
+    """Whether every weight, on every rank, is a finite number."""
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
+    total = torch.stack(torch._foreach_norm([p.detach() for p in local])).sum()
+    good = torch.isfinite(total).float()
+    if dist.is_initialized():
+        dist.all_reduce(good, dist.ReduceOp.MIN)
+    return bool(good)
 
 
 def save_weights(checkpoint: Path) -> None:

@@ -18,6 +18,7 @@ class Pace(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            trainer.val_check_batch = NEVER  # in the middle of an optimizer step
             return
         fraction = pl_module.progress.fraction(trainer.global_step)
         trainer.val_check_batch = 1 if self._due(trainer.global_step, fraction) else NEVER

@@ -65,9 +65,9 @@ class ProgressBar(Callback):
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         metrics = "  ".join(
-            f"{name} {float(value):.4f}"
-            for name, value in sorted(trainer.callback_metrics.items())
-            if name.removeprefix("val/") in pl_module.headline
+            f"{name} {pl_module.measured[f'val/{name}']:.4f}"
+            for name in pl_module.headline
+            if f"val/{name}" in pl_module.measured
         )
         done = pl_module.progress.fraction(trainer.global_step)
         self.console.print(f"{100 * done:3.0f} %  {self._text(trainer, pl_module).removesuffix('  left')}  {metrics}")

@@ -21,8 +21,7 @@ class Record(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module) -> None:
         if trainer.state.fn != "fit":
             return
-        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.metrics["train/loss"] = float(pl_module.last_loss)
+        self.metrics = {**pl_module.measured, "train/loss": float(pl_module.last_loss)}
         value = self.metrics.get(self.monitor)
         if value is not None and (not self.best or self.sign * value < self.sign * self.best[self.monitor]):
             self.best = {**self.metrics, "step": trainer.global_step}

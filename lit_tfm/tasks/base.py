@@ -85,7 +85,9 @@ class Task(LightningModule):
         self.grad_clip = grad_clip
         self.label_smoothing = label_smoothing
         self.progress = Progress(max_steps=1)
+        self.seed = 0
         self.flops_per_token: float | None = None
+        self.measured: dict[str, float] = {}  # the last validation's or test's metrics, "val/loss" ..., exact
         self._sums = {"val": Sums(), "test": Sums()}
         self._step_sums: list[Tensor] = []  # per micro-batch (loss_sum, count, tokens) since the last optimizer step
 
@@ -106,6 +108,10 @@ class Task(LightningModule):
     def forward(self, batch: Batch) -> StepOutput:
         # Through __call__, so that FSDP2's hooks gather the root's parameters.
         return self.step(batch)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout as a function of the micro-step, as masks are: a resume needs no generator state, on no rank.
+        torch.manual_seed((self.seed << 40) + (batch_idx << 12) + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self(batch)
@@ -137,7 +143,7 @@ class Task(LightningModule):
     def _agree(self, squares: Tensor, sharded: bool) -> tuple[Tensor, ...]:
         """Sums over micro-batches and ranks of (loss, targets, tokens), rank 0's clock, and the squared norm.
 
-        One small all-reduce a step. DDP's gradients are equal on all ranks; under FSDP each holds a shard, and squares add.
+        One small all-reduce a step. DDP's gradients are equal on all ranks; FSDP's are shards, whose squares add.
         """
         sums = torch.stack(self._step_sums).sum(0)
         self._step_sums.clear()
@@ -165,7 +171,7 @@ class Task(LightningModule):
         progress.targets += int(count)
         progress.seconds = max(progress.seconds, float(seconds))
         if not math.isfinite(float(loss)):
-            raise NonFiniteLoss(f"the training loss is {float(loss)} at step {step}")
+            raise NonFiniteLoss(f"training loss is {float(loss)} at step {step}")
         if step % self.trainer.log_every_n_steps == 0 or step == 1:
             optimizer = self.trainer.optimizers[0]
             self.write(
@@ -209,7 +215,8 @@ class Task(LightningModule):
     def _finish(self, stage: str) -> None:
         metrics = {f"{stage}/{k}": float(v) for k, v in self.report(self._sums[stage].means(), stage).items()}
         self._sums[stage].reset()
-        self.log_dict(metrics, logger=False)  # for callbacks: checkpoints, early stopping, pruning
+        self.measured = metrics
+        self.log_dict(metrics, logger=False)  # float32, for Lightning's own callbacks, such as early stopping
         self.write(metrics, self.trainer.global_step)
 
     # ---- set-up -----------------------------------------------------------------------------------------------

@@ -1,0 +1,74 @@
+"""What all tests share: real but small text, a cache of their own, and the door to training."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+from lit_tfm import config
+from lit_tfm.runs import Result
+from lit_tfm.train import train
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+SHARED = Path(os.environ.get("LIT_TFM_SHARED_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
+
+# Small enough that a step takes milliseconds, with every default of the recipe left as it is.
+TINY = ["model.d_model=32", "model.n_layers=2", "model.n_heads=2", "trainer.precision=32", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The real data sets beside the repository; a test that needs them is skipped, visibly, where they are not."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the shared data sets are not at {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train.txt, valid.txt and test.txt of Python's own documentation: about 60, 10 and 10 kB."""
+    folder = tmp_path_factory.mktemp("text")
+    texts = [topics[name] for name in sorted(topics)]
+    splits = {"train": texts[:12], "valid": texts[12:15], "test": texts[15:18]}
+    for split, parts in splits.items():
+        (folder / f"{split}.txt").write_text("\n\n".join(parts)[:60_000], encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A csv with columns text and label (good, bad, plain) that a model can learn: 240 rows."""
+    draw = random.Random(0)
+    words = {"good": ["great", "fine", "lovely"], "bad": ["awful", "poor", "dull"], "plain": ["usual", "known", "same"]}
+    filler = ["the", "film", "was", "a", "story", "and", "we", "saw", "it"]
+    rows = ["text,label"]
+    for i in range(240):
+        label = list(words)[i % 3]
+        text = [draw.choice(filler) for _ in range(draw.randint(2, 12))]
+        text.insert(draw.randrange(len(text)), draw.choice(words[label]))
+        rows.append(f"{' '.join(text)},{label}")
+    path = tmp_path_factory.mktemp("csv") / "reviews.csv"
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path, session_cache: Path) -> Callable[..., Result]:
+    """`run("experiment=bert_small", ...)`: trains tiny in this process, into a folder of its own."""
+
+    def start(*overrides: str, folder: str = "run", tiny: bool = True) -> Result:
+        given = [*overrides]
+        if not any(o.startswith("output_dir=") for o in given):
+            given.append(f"output_dir={tmp_path / folder}")
+        first = TINY if tiny else ["trainer.precision=32", "trainer.accelerator=cpu"]
+        return train(config.compose([*first, f"cache_dir={session_cache}", *given]), quiet=True)
+
+    return start
