@@ -1,5 +1,6 @@
 """Tiny models, tokenizers and facts, and a real Lightning run as build.py makes it, without files or network."""
 
+import os
 from functools import partial
 
 import numpy as np
@@ -74,16 +75,19 @@ class Toolbox:
         sampler = StepSampler(plan, rank, world, accumulate if train else 1, endless=train)
         return DataLoader(Rows(rows), batch_sampler=sampler, collate_fn=collator, generator=torch.Generator())
 
-    def fit(self, task, rows, steps, batch_size, accumulate=1, validation=None, loggers=False, callbacks=(), seed=11):
-        """Train `steps` optimizer steps, then validate; returns the trainer."""
+    def fit(self, task, rows, steps, batch_size, accumulate=1, validation=None, seed=11, **options):
+        """Train `steps` optimizer steps, then validate; the trainer. `options` go to the Trainer.
+
+        Under torchrun every rank gets its share.
+        """
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         collator = task.collator()
         collator.seed = seed
         task.progress.max_steps = steps
+        callbacks = [Pace(NEVER), *options.pop("callbacks", ())]
+        settings = {"accelerator": "cpu", "devices": world, "logger": False, "log_every_n_steps": 1, **options}
         trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            logger=loggers,
-            callbacks=[Pace(NEVER), *callbacks],
+            callbacks=callbacks,
             max_steps=-1,
             max_epochs=-1,
             accumulate_grad_batches=accumulate,
@@ -95,11 +99,11 @@ class Toolbox:
             enable_progress_bar=False,
             enable_model_summary=False,
             inference_mode=False,
-            log_every_n_steps=1,
+            **settings,
         )
-        train = self.loader(rows, collator, batch_size, accumulate)
-        held_out = self.loader(validation if validation is not None else rows, collator, batch_size, train=False)
-        trainer.fit(task, train, held_out)
+        train = self.loader(rows, collator, batch_size, accumulate, rank, world)
+        held_out = rows if validation is None else validation
+        trainer.fit(task, train, self.loader(held_out, collator, batch_size, 1, rank, world, train=False))
         return trainer
 
 
