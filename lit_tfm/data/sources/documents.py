@@ -7,7 +7,7 @@ from lit_tfm.errors import UserError, nearest
 
 # An article of WikiText starts with a line ` = Title = ` between blank lines. Sections have more signs (` = = `), and
 # a line of that form inside a paragraph (tables, formulas) is none: 29 such lines in WikiText-2's training text.
-ARTICLE = re.compile(r"(?:(?<=\n\n)|(?<=\n \n)) = (?!= )[^\n]+ = \n *\n")
+ARTICLE = re.compile(r"\n ?\n( = (?!= )[^\n]+ = \n)(?= *\n)")
 
 
 def split_documents(blocks: Iterable[str], how: str) -> Iterator[str]:
@@ -51,8 +51,8 @@ def _articles(blocks: Iterable[str]) -> Iterator[str]:
         start = 0
         for title in ARTICLE.finditer(rest):
             if rest[start : title.start()].strip():  # blank lines before the first title go with it
-                yield rest[start : title.start()]
-                start = title.start()
+                yield rest[start : title.start(1)]
+                start = title.start(1)
         rest = rest[start:]
     if rest:
         yield rest

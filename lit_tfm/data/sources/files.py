@@ -170,5 +170,8 @@ def _sha256(path: Path) -> str:
 @lru_cache(maxsize=4096)
 def _hash_of(path: Path, size: int, modified: int) -> str:
     """Hash of the bytes; size and time of change are part of the cache's key."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
