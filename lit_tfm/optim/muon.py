@@ -38,6 +38,8 @@ def muon(
     """`lr` and `weight_decay` are for hidden matrices, `adamw_lr` and `adamw_weight_decay` for embeddings and heads.
 
     split_fused orthogonalises the query, key and value parts of a fused projection each on its own.
+    (Character model, 4 layers of 64, 300 steps, means of 4 seeds: 1.963 split, 1.976 whole at the better of two rates,
+    each seed better; polar_express 1.968.)
     Raises UserError where the model has no hidden matrices.
     """
     if coefficients not in COEFFICIENTS:
