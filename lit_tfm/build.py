@@ -67,6 +67,7 @@ def build(cfg: DictConfig, hardware: Hardware) -> Parts:
             f"test=true: {data.records()['name']} has no test split; type data.holdout.test=0.1 or test=false"
         )
     task = build_task(cfg, data.facts)
+    check_length(data, task)
     data.connect(task.collator(), cfg.seed)
     task.facts = data.facts  # what is cut and padded depends on the collator
     task.seed = cfg.seed
@@ -100,6 +101,17 @@ def make(node: DictConfig, **supplied: Any) -> Any:
     """
     keys = OmegaConf.to_container(node)
     return instantiate(keys, _partial_=True, _convert_="all")(**supplied)
+
+
+def check_length(data: TextData, task: Task) -> None:
+    """Raises UserError where examples are longer than the model has positions for."""
+    key = "block_size" if hasattr(data, "block_size") else "max_length"
+    longest, room = getattr(data, key), task.model.config.max_length
+    if longest > room:
+        raise UserError(
+            f"data.{key}={longest} is longer than the model's {room} positions; type model.max_length={longest} "
+            f"or data.{key}={room}"
+        )
 
 
 def tokens_an_example(data: TextData) -> int:

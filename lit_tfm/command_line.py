@@ -28,6 +28,9 @@ def run_verb(verb: Callable[[], object]) -> int:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader went away: `... --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def hydra_verb(verb: Callable[[DictConfig], object]) -> None:
