@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples every time, and no time limit an example: the machine may be busy with other things.
+settings.register_profile("data", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("data")
 
 
 @pytest.fixture(scope="session")

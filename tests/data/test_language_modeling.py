@@ -166,6 +166,15 @@ def test_seeds_differ_and_repeat(text, cache):
     assert not same(first(1)[1], first(2)[1])
 
 
+@pytest.mark.parametrize("pack", ["stream", "documents"])
+def test_epochs_come_in_another_order(text, cache, pack):
+    data = make(text, cache, pack=pack)
+    plan = data.plan("train")
+    orders = [[plan.batch(epoch, step).tolist() for step in range(plan.steps(epoch))] for epoch in range(2)]
+    assert orders[0] != orders[1]
+    assert [e[0].index for b in take(data.train_dataloader(), 1) for e in b] == orders[0][0]
+
+
 def test_one_file_is_split_at_its_end(tmp_path, cache):
     file = tmp_path / "input.txt"
     file.write_text("".join(f"{i:06d}\n" for i in range(1000)))
