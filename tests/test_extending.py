@@ -22,7 +22,7 @@ def files_shown() -> dict[str, str]:
 def outside(tmp_path: Path) -> Path:
     """The README's files in a folder of their own, outside the repository."""
     shown = files_shown()
-    assert {"my/data/reviews.yaml", "my/task/denoising.yaml", "my_tasks.py", "test_my_tasks.py"} <= shown.keys()
+    assert {"my/data/reviews.yaml", "my/task/replaced_tokens.yaml", "my_tasks.py", "test_my_tasks.py"} <= shown.keys()
     for name, content in shown.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
@@ -43,7 +43,7 @@ def test_a_data_set_is_one_yaml(outside, session_cache, labelled_csv) -> None:
 
 
 def test_a_task_is_one_file_one_yaml_one_test(outside, session_cache, text_folder) -> None:
-    command = ["-m", "lit_tfm.train", "--config-dir", "my", "task=denoising", "model=bert_tiny", "data=text"]
+    command = ["-m", "lit_tfm.train", "--config-dir", "my", "task=replaced_tokens", "model=bert_tiny", "data=text"]
     done = start(outside, session_cache, *command, f"data.path={text_folder}", *SMALL, *STEP)
     assert done.returncode == 0, done.stderr
     assert "val/loss" in done.stdout

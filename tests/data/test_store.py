@@ -206,7 +206,7 @@ def test_a_full_disk_is_told(tmp_path):
         (folder / "tokens.bin").symlink_to("/dev/full")
         write_store(folder, [np.zeros(1 << 22, dtype=np.int32)], 8)
 
-    with pytest.raises(UserError, match=r"is full \(No space left on device, [\d,]+ MiB free\).*data.cache_dir=PATH"):
+    with pytest.raises(UserError, match=r"is full \(No space left on device, [\d,]+ MiB free\).*cache_dir=PATH"):
         build_once(tmp_path, "key", build)
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []
 
@@ -234,7 +234,7 @@ def test_a_file_size_limit_is_told(tmp_path):
 def test_a_cache_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for cache in (tmp_path / "file", tmp_path / "file" / "cache", Path("/proc/lit_tfm")):
-        with pytest.raises(UserError, match=r"can't be written \(.+\); give another: data.cache_dir=PATH"):
+        with pytest.raises(UserError, match=r"can't be written \(.+\); give another: cache_dir=PATH"):
             build_once(cache, "key", _write)
 
 
