@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lit_tfm.errors import UserError
 from lit_tfm.nn.cache import KVCache
 from lit_tfm.nn.positions import SCHEMES
 
@@ -63,6 +64,15 @@ def test_a_truncated_cache_has_forgotten(make, ids):
     torch.testing.assert_close(
         model.hidden(tokens[:, 3:], cache=cache), model.hidden(tokens)[:, 3:], atol=1e-5, rtol=1e-5
     )
+
+
+@torch.no_grad()
+def test_a_cache_longer_than_the_positions_does_not_lead_beyond_them(make, ids):
+    model, cache = make("decoder", max_length=8), KVCache(12)
+    model.hidden(ids(1, 7), cache=cache)
+    model.hidden(ids(1, 1), cache=cache)
+    with pytest.raises(UserError, match="9 tokens"):
+        model.hidden(ids(1, 1), cache=cache)
 
 
 def test_documents_do_not_go_on_from_a_cache(make, ids):

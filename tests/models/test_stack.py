@@ -113,3 +113,22 @@ def test_decoding_with_a_cache_compiles_nothing(make, ids):
     pieces += [model.hidden(tokens[:, i : i + 1], cache=cache) for i in range(4, 8)]
     assert sum(counters["frames"].values()) == frames
     torch.testing.assert_close(torch.cat(pieces, dim=1), plain.hidden(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_embedded_tokens_are_dropped_out(make, ids):
+    model, tokens = make("encoder").train(), ids(2, 6)
+    assert torch.equal(model.hidden(tokens), model.hidden(tokens))
+    model.dropout.p = 0.5
+    assert not torch.equal(model.hidden(tokens), model.hidden(tokens))
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_a_float_mask_is_built_once_in_the_dtype_of_attention(make, ids, low):
+    """Under autocast SDPA would cast a float32 mask again in every layer."""
+    model, seen = make("decoder", positions="alibi"), []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["mask"].tensor), with_kwargs=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        model.hidden(ids(2, 6))
+    assert seen[0] is seen[1]
+    assert seen[0].dtype == (torch.bfloat16 if low else torch.float32)
