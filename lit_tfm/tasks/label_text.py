@@ -3,8 +3,11 @@
 Each possible answer is a *candidate*, a short text. One label an example: the candidates are the labels' texts. Several
 labels: two candidates a label, "<label> no" and "<label> yes", of which only the answer is scored.
 
+The decoder chooses among the tokens that occur in candidates, not the whole vocabulary: nothing else can be an answer,
+and a model trained from scratch need not learn that first (SST-2 after 320 steps: 0.67 against 0.51, chance).
+
 Letters: B examples, T tokens of the input, K candidates, R candidates scored for an example, D tokens of a candidate,
-L labels, C model dim.
+W tokens that occur in candidates, L labels, C model dim.
 """
 
 import numpy as np
@@ -15,8 +18,9 @@ from torch import Tensor, nn
 from lit_tfm.data.facts import DataFacts
 from lit_tfm.data.tokenizers import Tokenizer
 from lit_tfm.errors import UserError
+from lit_tfm.nn.heads import LMHead
 from lit_tfm.tasks.base import Batch
-from lit_tfm.tasks.language import language_head, pad, real
+from lit_tfm.tasks.language import pad, real
 from lit_tfm.tasks.readout import Readout
 
 ANSWERS = ("no", "yes")
@@ -28,7 +32,7 @@ class LabelTextReadout(Readout):
     """Trained by the log-likelihood of the right candidate; predicts by comparing those of all candidates.
 
     The training loss of an example, -log p(text of its label), is not less than its validation loss, in which the
-    probability is shared among the labels' texts only.
+    probability is shared among the candidates only.
     """
 
     def __init__(self, model: nn.Module, facts: DataFacts, texts: list[str] | None = None) -> None:
@@ -41,15 +45,25 @@ class LabelTextReadout(Readout):
             )
         self.multi_label = facts.multi_label
         tokens, scored = candidates(facts.tokenizer, texts, facts.multi_label)
+        words = np.unique(tokens[scored])  # (W,)
+        targets = np.searchsorted(words, tokens).clip(max=len(words) - 1)  # numbers among them; any where not scored
         start = facts.tokenizer.pad_id if facts.tokenizer.pad_id is not None else facts.tokenizer.sep_id
         inputs = np.concatenate([np.full((len(tokens), 1), start), tokens[:, :-1]], axis=1)
-        for name, table in (("tokens", tokens), ("inputs", inputs), ("scored", scored)):
-            self.register_buffer(name, torch.from_numpy(table), persistent=False)  # each (K, D)
-        self.head = language_head(model)
+        tables = {"words": words, "targets": targets, "inputs": inputs, "scored": scored}
+        for name, table in tables.items():  # all but `words` are (K, D)
+            self.register_buffer(name, torch.from_numpy(table), persistent=False)
+        config = model.config
+        self.head = LMHead(
+            config.d_model,
+            len(words),
+            tied=model.embedding if config.tie_embeddings else None,
+            softcap=config.softcap,
+            zero_init=config.zero_init,
+        )
 
     def scores(self, model: nn.Module, batch: Batch) -> Tensor:
         memory = model.encode(batch["input_ids"], batch.get("attention_mask"))  # (B, T, C)
-        everyone = torch.arange(len(self.tokens), device=memory.device).expand(len(memory), -1)  # (B, K)
+        everyone = torch.arange(len(self.targets), device=memory.device).expand(len(memory), -1)  # (B, K)
         parts = everyone.split(AT_ONCE, dim=1)
         likely = -torch.cat([self._losses(self._logits(model, batch, memory, part), part) for part in parts], dim=1)
         if not self.multi_label:
@@ -72,18 +86,21 @@ class LabelTextReadout(Readout):
         return 2 * torch.arange(labels.shape[1], device=labels.device) + labels
 
     def _logits(self, model: nn.Module, batch: Batch, memory: Tensor, which: Tensor) -> Tensor:
-        """Of candidates `which` (B, R), each given its example's memory (B, T, C): (B * R, D, V)."""
+        """Of candidates `which` (B, R), each given its example's memory (B, T, C): (B * R, D, W)."""
         mask, repeats = batch.get("attention_mask"), which.shape[1]
         if repeats > 1:
             memory = memory.repeat_interleave(repeats, dim=0)  # (B * R, T, C)
             mask = None if mask is None else mask.repeat_interleave(repeats, dim=0)
-        return self.head(model.decode(self.inputs[which.flatten()], memory, mask))
+        hidden = model.decode(self.inputs[which.flatten()], memory, mask)  # (B * R, D, C)
+        if not model.config.tie_embeddings:
+            return self.head(hidden)
+        return self.head.cap(F.linear(hidden, self.head.weight[self.words]).float())
 
     def _losses(self, logits: Tensor, which: Tensor, smoothing: float = 0.0) -> Tensor:
         """-log p of candidates `which` (B, R), summed over their scored tokens: (B, R)."""
         rows = which.flatten()
         loss = F.cross_entropy(
-            logits.transpose(1, 2), self.tokens[rows], reduction="none", label_smoothing=smoothing
+            logits.transpose(1, 2), self.targets[rows], reduction="none", label_smoothing=smoothing
         )  # (B * R, D)
         return (loss * self.scored[rows]).sum(1).view_as(which)
 

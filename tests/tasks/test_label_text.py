@@ -15,14 +15,21 @@ NAMES = ("yes", "no", "on")
 
 @torch.no_grad()
 def brute_force(task, row, prefix, answer):
-    """log p(answer | text, prefix) with one pass a token, no batch, no padding."""
+    """log p(answer | text, prefix) with one pass a token, no batch, no padding.
+
+    Only characters of the labels (of yes and no, where there are several labels) and the end can be written.
+    """
     tokenizer, model = task.facts.tokenizer, task.model
+    letters = " yesno" if task.facts.multi_label else "yesno"
+    words = sorted({tokenizer.sep_id, *tokenizer.encode(letters).tolist()})
     text = torch.tensor([[*row["tokens"], tokenizer.sep_id, *row["tokens_b"], tokenizer.sep_id]])
     memory = model.encode(text)
     written, total = [tokenizer.pad_id, *prefix], 0.0
     for token in [*answer, tokenizer.sep_id]:
-        logits = task.readout.head(model.decode(torch.tensor([written]), memory)[0, -1])
-        total += float(logits.log_softmax(0)[token])
+        hidden = model.decode(torch.tensor([written]), memory)[0, -1]
+        weight = model.embedding.weight[words] if model.config.tie_embeddings else task.readout.head.weight
+        logits = 15 * torch.tanh(weight @ hidden / 15)
+        total += float(logits.log_softmax(0)[words.index(token)])
         written.append(int(token))
     return total
 
@@ -35,10 +42,10 @@ def rows(tools, several):
     return made
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 16])
-def test_scores_of_labels(tools, keyed, monkeypatch, at_once):
+@pytest.mark.parametrize(("at_once", "tied"), [(1, False), (2, True), (16, False)])
+def test_scores_of_labels(tools, keyed, monkeypatch, at_once, tied):
     monkeypatch.setattr(label_text, "AT_ONCE", at_once)
-    task = tools.task(Classification, "encoder_decoder", NAMES).eval()
+    task = tools.task(Classification, "encoder_decoder", NAMES, model={"tie_embeddings": tied}).eval()
     examples = rows(tools, False)
     with torch.no_grad():
         scores = task.scores(task.collator()(keyed(examples)))
@@ -83,7 +90,8 @@ def test_training_loss_of_several_labels_is_the_mean_over_them(tools, keyed):
 
 def test_other_texts_for_the_labels(tools):
     task = tools.task(Classification, "encoder_decoder", NAMES, label_texts=["a", "b", "c"])
-    assert task.readout.tokens[:, 0].tolist() == [int(tools.tokenizer.encode(x)[0]) for x in "abc"]
+    readout = task.readout
+    assert readout.words[readout.targets[:, 0]].tolist() == [int(tools.tokenizer.encode(x)[0]) for x in "abc"]
 
 
 def test_texts_that_can_not_be_told_apart():
