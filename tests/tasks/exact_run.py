@@ -11,8 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from conftest import Toolbox
+from lightning import Callback
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
+from lit_tfm.callbacks.samples import sample
+from lit_tfm.data.sampling import Key
+from lit_tfm.generation.sampling import Sampling
 from lit_tfm.tasks.causal_lm import CausalLM
 from lit_tfm.tasks.classification import Classification
 from lit_tfm.tasks.masked_lm import MaskedLM
@@ -39,6 +43,18 @@ def sgd(named_parameters, lr):
     return optimizer
 
 
+class Writer(Callback):
+    """Text samples as callbacks/samples.py makes them, of the same rows on every rank."""
+
+    def __init__(self, rows):
+        self.rows, self.pairs = rows, []
+
+    @torch.no_grad()
+    def on_validation_end(self, trainer, pl_module):
+        batch = pl_module.collator()([{**row, "key": Key(0, i)} for i, row in enumerate(self.rows)])
+        self.pairs += sample(pl_module, batch, Sampling(seed=3), count=2)
+
+
 def tasks(tools: Toolbox):
     blocks = [tools.block(n, seed=n, documents=np.arange(n, dtype=np.int32) // 6) for n in LENGTHS]
     shifted = [tools.block(n + 1, seed=n, documents=np.zeros(n + 1, dtype=np.int32)) for n in LENGTHS]
@@ -57,8 +73,10 @@ def train(tools: Toolbox, strategy: str, accumulate: int) -> dict[str, dict]:
     for name, task, rows in tasks(tools):
         task.make_optimizer = lambda named: sgd(named, 0.1)
         task.grad_clip = 0.5
-        trainer = tools.fit(task, rows, 5, BATCH_SIZE, accumulate, strategy=STRATEGIES[strategy]())
+        writer = Writer(rows[:2])
+        trainer = tools.fit(task, rows, 5, BATCH_SIZE, accumulate, strategy=STRATEGIES[strategy](), callbacks=[writer])
         results[name] = {
+            "samples": writer.pairs,
             # Through the strategy: FSDP's shards are gathered.
             "weights": dict(trainer.strategy.lightning_module_state_dict()),
             "metrics": {key: float(value) for key, value in trainer.callback_metrics.items()},

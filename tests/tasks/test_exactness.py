@@ -1,4 +1,7 @@
-"""Loss, metrics and weights are means over all targets: the same for every number of micro-batches and ranks."""
+"""Loss, metrics and weights are means over all targets: the same for every number of micro-batches and ranks.
+
+So are the texts that a model writes during training.
+"""
 
 import os
 import subprocess
@@ -37,6 +40,8 @@ def same(run, reference):
     for name in NAMES:
         a, b = run[name], reference[name]
         assert a["books"] == b["books"], name
+        assert a["samples"] == b["samples"], name
+        assert len(a["samples"]) == 2, name
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-6), name
         assert a["metrics"] == pytest.approx(b["metrics"], rel=2e-6, abs=1e-6), name
         assert a["weights"].keys() == b["weights"].keys()
