@@ -9,6 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from lit_tfm.build import Parts, Transfer
+from lit_tfm.hardware import matmul_rate
 from lit_tfm.models.cost import parameters
 
 
@@ -55,10 +56,11 @@ def _lines(cfg, parts: Parts) -> list[tuple[str, str]]:
         ("tokens", f"{train.tokens:,} an epoch, {100 * share:.1f} % more as padding; vocabulary {vocabulary:,}"),
         ("model", f"{model}: {config.n_layers} layers, d_model {config.d_model}, {config.n_heads} heads"),
         ("parameters", f"{parameters(task):,}"),
-        ("FLOPs a token", f"{_si(task.flops_per_token)} in training"),
+        ("FLOPs a token", f"{_si(task.flops_per_token).strip()} in training"),
         ("learning", " ".join(filter(None, map(cfg.choices.get, ("task", "optimizer", "schedule"))))),
         ("device", f"{hardware.name}; {processes} ({hardware.strategy}), {hardware.precision}"),
         ("length", _length(progress, data)),
+        ("estimated", _estimate(parts)),
     ]
 
 
@@ -68,6 +70,24 @@ def _length(progress, data) -> str:
     if progress.budget is None:
         return steps
     return f"{progress.budget / 60:g} minutes of training, or {steps} if those come first"
+
+
+def _estimate(parts: Parts) -> str:
+    """Time of all steps, from the FLOPs to do and the matrix products this device makes a second."""
+    train, progress = parts.task.facts.splits["train"], parts.task.progress
+    tokens = progress.max_steps / max(1, parts.data.steps_per_epoch) * train.tokens
+    rate = matmul_rate(parts.hardware) * parts.hardware.world_size / 2
+    seconds = parts.task.flops_per_token * tokens / rate
+    if progress.budget is not None and seconds > progress.budget:
+        return f"{_time(progress.budget)}: the budget; all steps would take about {_time(seconds)}"
+    return f"about {_time(seconds)}, at half the speed of plain matrix products ({_si(2 * rate)}FLOP/s)"
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
 
 
 def _transfer(transfer: Transfer) -> str:
@@ -120,6 +140,6 @@ def _number(value: float) -> str:
 def _si(value: float) -> str:
     for unit in ("", "k", "M", "G", "T"):
         if value < 1000:
-            return f"{value:.3g} {unit}".strip()
+            return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} P"

@@ -1,5 +1,6 @@
 """Composing a config, and what a mistake in it gets."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,8 @@ def test_a_mistake_is_one_line_with_the_nearest_spelling(override: str, said: st
 def test_a_typo_inside_an_experiment_yaml_is_refused(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
-    with pytest.raises(UserError, match=".") as caught:
+    with pytest.raises(UserError, match=re.escape(said)):
         config.compose(["experiment=mine"], config_dir=tmp_path)
-    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

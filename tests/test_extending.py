@@ -31,7 +31,9 @@ def outside(tmp_path: Path) -> Path:
 
 def start(folder: Path, cache: Path, *arguments: str) -> subprocess.CompletedProcess:
     env = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "LIT_TFM_CACHE": str(cache)}
-    return subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_a_data_set_is_one_yaml(outside, session_cache, labelled_csv) -> None:

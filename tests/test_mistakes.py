@@ -18,6 +18,10 @@ LM = ["experiment=bert_small", *SMALL, *STEP]
 CLASSES = ["model=bert_tiny", "task=classification", "data=csv", "model.n_layers=1", "tokenizer.vocab_size=300", *STEP]
 
 
+def compose_and_train(overrides: list[str]) -> None:
+    train(config.compose(overrides), quiet=True)
+
+
 @pytest.fixture
 def refused(tmp_path, session_cache):
     """Trains, expects a refusal, and checks that it is one line and left no folder behind; returns the line."""
@@ -25,8 +29,7 @@ def refused(tmp_path, session_cache):
     def attempt(*overrides: str) -> str:
         folder = tmp_path / "refused" / "run"
         with pytest.raises(UserError) as caught:
-            cfg = config.compose([*overrides, f"cache_dir={session_cache}", f"output_dir={folder}"])
-            train(cfg, quiet=True)
+            compose_and_train([*overrides, f"cache_dir={session_cache}", f"output_dir={folder}"])
         assert not folder.exists()
         message = str(caught.value)
         assert "\n" not in message

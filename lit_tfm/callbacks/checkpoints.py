@@ -88,7 +88,7 @@ class Checkpoints(Callback):
                 os.replace(older, (self.folder / self._name(rank)).with_suffix(suffix))
 
     def _save(self, trainer: Trainer, name: str, weights: bool = False) -> None:
-        """Collective: all ranks call it (FSDP gathers). Raises NonFiniteLoss rather than replace good weights by bad."""
+        """Collective: FSDP gathers. Raises NonFiniteLoss rather than replace good weights by bad."""
         with trainer.lightning_module.progress.paused():
             if not finite(trainer.lightning_module):
                 raise NonFiniteLoss(f"weights are no longer finite at step {trainer.global_step}")

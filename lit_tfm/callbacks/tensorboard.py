@@ -43,7 +43,7 @@ def boards(trainer: Trainer) -> list[TensorBoardLogger]:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"d_model": 4}} -> {"model/d_model": 4}; without None, which would turn a column of numbers into text."""
+    """{"model": {"d_model": 4}} -> {"model/d_model": 4}; without None: it would turn a column of numbers into text."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
