@@ -186,8 +186,14 @@ def strategy(hardware: Hardware) -> Strategy | str:
 
 
 def build_loggers(cfg: DictConfig, task: Task, run: RunFolder, resume_step: int | None) -> list[Logger]:
-    nodes = [node for node in cfg.logger.values() if node is not None] if cfg.logger else []
-    chosen = [make_with(node, save_dir=run.path, resume_step=resume_step) for node in nodes]
+    nodes = {name: node for name, node in (cfg.logger or {}).items() if node is not None}
+    try:
+        chosen = [make_with(node, save_dir=run.path, resume_step=resume_step) for node in nodes.values()]
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"logger={','.join(nodes)}: {error.name or error} is not installed; "
+            f"pip install 'lit_tfm[{next(reversed(nodes))}]'"
+        ) from error
     return [MetricsCsv(run / "metrics.csv", task.progress, resume_step), *chosen]
 
 

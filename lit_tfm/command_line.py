@@ -18,7 +18,8 @@ FULL = "HYDRA_FULL_ERROR"
 def run_verb(verb: Callable[[], object]) -> int:
     """Exit status: 0, or 2 after a mistake a person can mend, told in one line.
 
-    `HYDRA_FULL_ERROR=1` brings the mistake's traceback. Other exceptions pass: they are defects, and their traceback is what is needed.
+    `HYDRA_FULL_ERROR=1` brings the mistake's traceback. Other exceptions pass: they are defects, and their traceback is
+    what is needed.
     """
     try:
         verb()

@@ -3,6 +3,8 @@
 Nothing is written before everything has been built, so that a refused run leaves nothing behind.
 """
 
+import contextlib
+import errno
 import logging
 import os
 import warnings
@@ -23,6 +25,9 @@ from lit_tfm.errors import UserError
 from lit_tfm.models.cost import parameters
 from lit_tfm.runs import Result, RunFolder
 from lit_tfm.tasks.base import NonFiniteLoss
+
+# What a disk, not a defect, answers.
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO}
 
 
 class Session:
@@ -117,6 +122,14 @@ class Session:
             last = run / "checkpoints" / "last.ckpt"
             kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was taken yet"
             raise UserError(f"{error}; {kept}; try a lower optimizer.lr, or trainer.precision=32") from error
+        except OSError as error:
+            if error.errno not in STORAGE:
+                raise
+            self._try_to_fail(trainer, run, f"{error.strerror}: {error.filename or run.path}")
+            raise UserError(
+                f"{run.path}: can't be written ({error.strerror}); checkpoints written before are whole; "
+                f"make room, then type resume={run.path}"
+            ) from error
         except (KeyboardInterrupt, SystemExit):
             if trainer.is_global_zero:
                 run.update_summary(status="stopped")
@@ -125,6 +138,10 @@ class Session:
             self._fail(trainer, run, f"{type(error).__name__}: {error}")
             raise
         return "finished"
+
+    def _try_to_fail(self, trainer: Trainer, run: RunFolder, reason: str) -> None:
+        with contextlib.suppress(OSError):  # where nothing can be written, that can't be written either
+            self._fail(trainer, run, reason)
 
     def _fail(self, trainer: Trainer, run: RunFolder, reason: str) -> None:
         if trainer.is_global_zero:

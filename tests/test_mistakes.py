@@ -1,5 +1,6 @@
 """What bad input gets: one line that says what was given, what is allowed and what to type; nothing half-written."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -182,3 +183,36 @@ def test_help_and_config_answer_without_torch(arguments: list[str], said: str) -
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
+
+
+LIMITED = """
+import resource, sys
+from lit_tfm.train import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))  # bytes a file: what a full disk looks like to a write
+sys.argv[0] = "lit_tfm.train"
+main()
+"""
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(tmp_path, session_cache, text_folder) -> None:
+    options = [*LM, f"data.path={text_folder}", f"cache_dir={session_cache}", "output_dir=run", "model.d_model=128"]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *options],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "make room" in done.stderr
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+
+
+def test_a_logger_that_is_not_installed(tmp_path, session_cache, text_folder) -> None:
+    if importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed here")
+    options = [*LM, f"data.path={text_folder}", f"cache_dir={session_cache}", f"output_dir={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match=r"pip install 'lit_tfm\[wandb\]'"):
+        compose_and_train([*options, "logger=[tensorboard,wandb]"])

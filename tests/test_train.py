@@ -211,3 +211,21 @@ def test_every_experiment_trains_a_step(run, name, text_folder, shared) -> None:
     result = run(f"experiment={name}", *options, *QUICK, "trainer.max_steps=1", "trainer.val_every=1")
     assert result.status == "finished"
     assert math.isfinite(result.metrics["val/loss"])
+
+
+@pytest.mark.parametrize("preset", ["one_batch", "overfit", "limit", "profile"])
+def test_debug_presets_run(run, masked, preset) -> None:
+    options = [o for o in masked if o not in QUICK]
+    result = run(*options, f"debug={preset}", "trainer.max_steps=20" if preset != "one_batch" else "seed=1")
+    assert result.status == "finished"
+    if preset == "profile":
+        assert "Self CPU" in (result.folder / "profile.txt").read_text()
+    if preset == "overfit":
+        assert result.summary["steps"] == 20
+
+
+def test_a_moving_average_is_what_is_validated_and_saved(run, masked) -> None:
+    plain = run(*masked, folder="plain")
+    averaged = run(*masked, "callbacks=[default,ema]", "callbacks.ema.decay=0.5", folder="averaged")
+    assert averaged.metrics["train/loss"] == plain.metrics["train/loss"]
+    assert averaged.metrics["val/loss"] != plain.metrics["val/loss"]

@@ -27,11 +27,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.partial")
-        with open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            raise (_disk_error(error) or error) from None
         os.replace(temporary, path)
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """What the disk answered: torch.save buries it under a RuntimeError about positions in its archive."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 class Checkpoints(Callback):
