@@ -20,7 +20,7 @@ from lit_tfm.tasks.base import Task
 
 
 class Samples(Callback):
-    """After every validation, `count` pairs of asked and answered text from its first batch.
+    """After every validation, `count` pairs of asked and answered text from the batch in the middle.
 
     Free text is drawn with `temperature`, `top_k`, `top_p` (0, 0, 1: the likeliest token each).
     """
@@ -33,7 +33,8 @@ class Samples(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Task, outputs, batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if batch_idx == 0 and self._wanted(trainer, pl_module):
+        # Not the first one: batches may be sorted by length, and the shortest texts tell little.
+        if batch_idx == trainer.num_val_batches[dataloader_idx] // 2 and self._wanted(trainer, pl_module):
             self._batch = batch
 
     def on_validation_end(self, trainer: Trainer, pl_module: Task) -> None:
@@ -57,8 +58,9 @@ class Samples(Callback):
 def sample(task: Task, batch: dict, sampling: Sampling, count: int) -> list[tuple[str, str]]:
     """(asked, answered) texts. Under FSDP every rank has to call it."""
     sharded = isinstance(task, FSDPModule)
-    if sharded:
-        register_fsdp_forward_method(task, "samples")  # so that the root's parameters are gathered; again is harmless
+    if sharded and "samples" not in vars(task):
+        # Gathers the root's parameters around the call. It wraps the method it finds, so once only.
+        register_fsdp_forward_method(task, "samples")
     tokenizer = task.facts.tokenizer
     stop = tokenizer.sep_id
     padding = tokenizer.pad_id if tokenizer.pad_id is not None else stop

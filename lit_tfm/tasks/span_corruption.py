@@ -275,10 +275,11 @@ class SpanCorruption(LanguageTask):
         inputs = {name: batch[name][:limit] for name in ("input_ids", "attention_mask") if name in batch}
         start = batch["decoder_input_ids"][:limit, :1]
         written = decode(self.reader(inputs), start, max_new_tokens=batch["labels"].shape[1])  # (B, D)
-        asked = inputs["input_ids"]
-        asked = [row[row != self.facts.tokenizer.pad_id] for row in asked]
-        text = self.facts.tokenizer.decode
         return [
-            (text(a.tolist(), skip_special=False), text(w.tolist(), skip_special=False))
-            for a, w in zip(asked, written, strict=True)
+            (self._shown(asked), self._shown(said)) for asked, said in zip(inputs["input_ids"], written, strict=True)
         ]
+
+    def _shown(self, tokens: Tensor) -> str:
+        """Text with its sentinels, without padding."""
+        tokenizer = self.facts.tokenizer
+        return tokenizer.decode(tokens[tokens != tokenizer.pad_id].tolist(), skip_special=False)

@@ -54,7 +54,7 @@ class TextCollator:
                 "input_ids": tokens,
                 "attention_mask": None if present.all() else present,
                 "segment_ids": self._segments(second, present) if pairs else None,
-                "dropped": self._dropped(tokens, present, examples) if self.dropout else None,
+                "dropped": self._dropped(tokens, examples) if self.dropout else None,
                 "labels": self._labels(examples, counted),
                 "counted": counted,
                 "n_tokens": int((present & counted[:, None]).sum()),
@@ -77,11 +77,11 @@ class TextCollator:
         """(B, T) 0 for the first text, 1 for the second (BERT's token types)."""
         return ((np.arange(present.shape[1]) >= second[:, None]) & present).astype(np.int64)
 
-    def _dropped(self, tokens: np.ndarray, present: np.ndarray, examples: list[dict]) -> np.ndarray:
+    def _dropped(self, tokens: np.ndarray, examples: list[dict]) -> np.ndarray:
         keys = [example["key"] for example in examples]
         epochs, indices = np.array([k.epoch for k in keys]), np.array([k.index for k in keys])
         draw = uniform(self.seed, epochs, indices, DROP, tokens.shape[1])
-        return (draw < self.dropout) & present & ~np.isin(tokens, self.special)
+        return (draw < self.dropout) & ~np.isin(tokens, self.special)
 
     def _labels(self, examples: list[dict], counted: np.ndarray) -> np.ndarray:
         """(B,) class numbers, or (B, L) 0/1; `IGNORED` all over for a filler."""

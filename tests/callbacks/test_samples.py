@@ -38,6 +38,16 @@ KINDS = {
 }
 
 
+class Watched(Samples):
+    """Fails where samples disturb the random state or the mode of the model."""
+
+    def on_validation_end(self, trainer, pl_module):
+        before, mode = torch.random.get_rng_state(), pl_module.training
+        super().on_validation_end(trainer, pl_module)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert pl_module.training == mode
+
+
 def make(name):
     kind, architecture = KINDS[name]
     torch.manual_seed(0)
@@ -91,7 +101,7 @@ def read(folder):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_samples_are_written_and_change_nothing(name, tmp_path):
-    task = run(name, tmp_path / "with", Samples(count=3), ConfusionPicture())
+    task = run(name, tmp_path / "with", Watched(count=3), ConfusionPicture())
     plain = run(name, tmp_path / "without")
     for (key, a), b in zip(task.state_dict().items(), plain.state_dict().values(), strict=True):
         assert torch.equal(a, b), key
