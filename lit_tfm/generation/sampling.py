@@ -5,6 +5,7 @@ Letters: B rows, V vocabulary.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,13 +38,16 @@ class Sampling:
         """logits (B, V) of the token at `position` -> ids (B,)."""
         if self.temperature == 0:
             return logits.argmax(-1)
+        device = logits.device
+        if torch.are_deterministic_algorithms_enabled():
+            logits = logits.cpu()  # CUDA has no deterministic cumulative sum
         likely = self.distribution(logits)  # (B, V)
-        rows = range(len(logits))
-        draw = torch.from_numpy(uniform(self.seed, position, list(rows), 0, 1)).to(logits.device, torch.float32)
+        draw = uniform(self.seed, position, np.arange(len(logits)), stream=0, n=1)
+        draw = torch.from_numpy(draw).to(logits.device, torch.float32)
         ladder = likely.cumsum(-1)
         # Below the last step whatever was rounded: the draw is scaled by the sum, and float32 may round it up to 1.
         draw = draw.clamp(max=1 - 2**-24) * ladder[:, -1:]  # (B, 1)
-        return (ladder <= draw).sum(-1)
+        return (ladder <= draw).sum(-1).to(device)
 
     def distribution(self, logits: Tensor) -> Tensor:
         """The probabilities (B, V) that tokens are drawn from; 0 for those cut off."""

@@ -98,11 +98,12 @@ class LabelTextReadout(Readout):
 
     def _losses(self, logits: Tensor, which: Tensor, smoothing: float = 0.0) -> Tensor:
         """-log p of candidates `which` (B, R), summed over their scored tokens: (B, R)."""
-        rows = which.flatten()
+        targets, scored = (table[which.flatten()] for table in (self.targets, self.scored))  # (B * R, D)
+        # Flat: the kernel for more dimensions has no deterministic form on CUDA.
         loss = F.cross_entropy(
-            logits.transpose(1, 2), self.targets[rows], reduction="none", label_smoothing=smoothing
-        )  # (B * R, D)
-        return (loss * self.scored[rows]).sum(1).view_as(which)
+            logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
+        ).view_as(targets)
+        return (loss * scored).sum(1).view_as(which)
 
 
 def candidates(tokenizer: Tokenizer, texts: list[str], multi_label: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -125,7 +125,8 @@ class MaskedLM(LanguageTask):
         asked = inputs["input_ids"]
         hidden = self.model.hidden(**inputs)  # (B, T, C)
         targets = batch["labels"][:limit] != IGNORED  # (B, T)
-        filled = asked.masked_scatter(targets, self.head(hidden[targets]).argmax(-1))
+        filled = asked.clone()
+        filled[targets] = self.head(hidden[targets]).argmax(-1)
         text, pad_id = self.facts.tokenizer.decode, self.facts.tokenizer.pad_id
         return [
             (text(masked[masked != pad_id].tolist(), skip_special=False), text(guess.tolist()))
