@@ -251,9 +251,7 @@ def _cache_error(error: OSError, cache: Path) -> UserError | None:
     """What to tell a person when the cache folder is what failed."""
     if error.errno in NO_ROOM:
         free = f"{shutil.disk_usage(cache).free >> 20:,} MiB free" if cache.is_dir() else "no room"
-        return UserError(
-            f"the cache folder {cache} is full ({error.strerror}, {free}); give another: cache_dir=PATH"
-        )
+        return UserError(f"the cache folder {cache} is full ({error.strerror}, {free}); give another: cache_dir=PATH")
     inside = error.filename is not None and str(error.filename).startswith(str(cache))
     if (error.errno in NO_RIGHT and inside) or (error.errno in (*NO_RIGHT, errno.ENOENT) and not cache.is_dir()):
         why = error.strerror
