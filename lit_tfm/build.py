@@ -29,7 +29,6 @@ from lit_tfm.data.module import TextData
 from lit_tfm.data.tokenizers import Tokenizer
 from lit_tfm.errors import UserError
 from lit_tfm.hardware import Hardware
-from lit_tfm.models.cost import flops_per_token
 from lit_tfm.runs import RunFolder
 from lit_tfm.tasks.base import Task
 
@@ -67,13 +66,12 @@ def build(cfg: DictConfig, hardware: Hardware) -> Parts:
             f"test=true: {data.records()['name']} has no test split; type data.holdout.test=0.1 or test=false"
         )
     task = build_task(cfg, data.facts)
-    check_length(data, task)
+    key = "block_size" if hasattr(data, "block_size") else "max_length"
+    task.check_length(getattr(data, key), f"data.{key}")
     data.connect(task.collator(), cfg.seed)
     task.facts = data.facts  # what is cut and padded depends on the collator
     task.seed = cfg.seed
-    task.flops_per_token = flops_per_token(
-        task.model.config, tokens_an_example(data), task.model.kind, head_share=task.head_share
-    )
+    task.flops_per_token = task.training_flops(tokens_an_example(data))
     task.progress.max_steps = optimizer_steps(cfg, data)
     task.progress.budget = budget_seconds(cfg.budget, hardware)
     transfer = load_weights(task, Path(cfg.init_from)) if cfg.init_from else None
@@ -101,17 +99,6 @@ def make(node: DictConfig, **supplied: Any) -> Any:
     """
     keys = OmegaConf.to_container(node)
     return instantiate(keys, _partial_=True, _convert_="all")(**supplied)
-
-
-def check_length(data: TextData, task: Task) -> None:
-    """Raises UserError where examples are longer than the model has positions for."""
-    key = "block_size" if hasattr(data, "block_size") else "max_length"
-    longest, room = getattr(data, key), task.model.config.max_length
-    if longest > room:
-        raise UserError(
-            f"data.{key}={longest} is longer than the model's {room} positions; type model.max_length={longest} "
-            f"or data.{key}={room}"
-        )
 
 
 def tokens_an_example(data: TextData) -> int:

@@ -133,6 +133,12 @@ def test_span_corruption_without_sentinels(refused, text_folder) -> None:
     assert "tokenizer.sentinels" in refused(*options, "tokenizer.vocab_size=300")
 
 
+def test_more_spans_than_sentinels(refused, text_folder) -> None:
+    options = ["model=t5_tiny", "task=span_corruption", "data=text", f"data.path={text_folder}", *STEP]
+    options += ["tokenizer.vocab_size=300", "tokenizer.sentinels=2"]
+    assert "2 sentinels" in refused(*options)
+
+
 def test_no_test_split(refused, labelled_csv) -> None:
     assert "data.holdout.test" in refused(*CLASSES, f"data.path={labelled_csv}", "test=true")
 

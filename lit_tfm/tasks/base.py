@@ -29,11 +29,14 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_tfm.data.facts import DataFacts
+from lit_tfm.data.noise import uniform
 from lit_tfm.errors import UserError
+from lit_tfm.models.cost import flops_per_token
 from lit_tfm.tasks.progress import Progress
 from lit_tfm.tasks.sums import Sums
 
 Batch = dict[str, Any]
+DROPOUT = 1000  # stream of the noise; collators count theirs from 0
 
 
 class StepOutput(NamedTuple):
@@ -99,6 +102,19 @@ class Task(LightningModule):
     def step(self, batch: Batch) -> StepOutput:
         raise NotImplementedError
 
+    def check_length(self, tokens: int, key: str) -> None:
+        """Raises UserError where examples of `tokens` tokens, set by the config's `key`, are more than can be used."""
+        room = self.model.config.max_length
+        if tokens > room:
+            raise UserError(
+                f"{key}={tokens} is longer than the model's {room} positions; type model.max_length={tokens} "
+                f"or {key}={room}"
+            )
+
+    def training_flops(self, tokens: int) -> float:
+        """FLOPs of training per token that `n_tokens` counts, for examples of `tokens` tokens."""
+        return flops_per_token(self.model.config, tokens, self.model.kind, head_share=self.head_share)
+
     def report(self, means: dict[str, float], stage: str) -> dict[str, float]:
         """Metrics of one pass, from the means over targets; tasks add what follows from them."""
         return means
@@ -111,7 +127,8 @@ class Task(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout as a function of the micro-step, as masks are: a resume needs no generator state, on no rank.
-        torch.manual_seed((self.seed << 40) + (batch_idx << 12) + self.global_rank)
+        draw = uniform(self.seed, batch_idx, [self.global_rank], stream=DROPOUT, n=1)
+        torch.manual_seed(int(draw[0, 0] * 2**53))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self(batch)

@@ -18,6 +18,7 @@ from torch import Tensor
 from lit_tfm.data.noise import uniform
 from lit_tfm.data.tokenizers import Tokenizer
 from lit_tfm.errors import UserError
+from lit_tfm.models.cost import flops_per_token
 from lit_tfm.models.encoder_decoder import EncoderDecoder
 from lit_tfm.nn.cache import KVCache
 from lit_tfm.tasks.base import Batch, StepOutput
@@ -236,6 +237,15 @@ class SpanCorruption(LanguageTask):
         """Encoder and decoder tokens that a block of `tokens` becomes (for counting FLOPs)."""
         hidden, spans = (int(count[0]) for count in span_counts(np.array([tokens]), self.density, self.mean_span))
         return tokens - hidden + spans, hidden + spans + 1
+
+    def check_length(self, tokens: int, key: str) -> None:
+        super().check_length(tokens, key)
+        self.collator().check(tokens)
+
+    def training_flops(self, tokens: int) -> float:
+        encoder, decoder = self.lengths(tokens)
+        per_token = flops_per_token(self.model.config, encoder, self.model.kind, target_length=decoder)
+        return per_token * (encoder + decoder) / tokens
 
     def model_inputs(self, batch: Batch) -> dict[str, Tensor]:
         names = ("input_ids", "decoder_input_ids", "attention_mask", "document_ids", "decoder_document_ids")
