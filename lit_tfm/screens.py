@@ -5,6 +5,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -109,16 +110,16 @@ def after(console: Console, cfg, result, headline: tuple[str, ...]) -> None:
     console.print(table)
     summary = result.summary
     rate = summary["tokens"] / max(summary["seconds"], 1e-9)
-    console.print(
-        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.1f} s of training "
-        f"({rate:,.0f} tokens/s), {summary['parameters']:,} parameters; data: {summary['data']}"
-    )
-    console.print(f"\nrun folder  {result.folder}\nlook        tensorboard --logdir outputs", highlight=False)
-    console.print(
-        f"go on       python -m lit_tfm.train resume={result.folder} trainer.max_epochs=...\n"
-        f"build on    python -m lit_tfm.train experiment=... init_from={result.folder}",
-        highlight=False,
-    )
+    reached = f"{summary['steps']:,} steps, {summary['tokens']:,} tokens in {summary['seconds']:.1f} s of training"
+    console.print(f"{reached} ({rate:,.0f} tokens/s)", highlight=False)
+    console.print(f"{summary['parameters']:,} parameters; data: {summary['data']}\n", highlight=False)
+    for what, line in (
+        ("run folder", str(result.folder)),
+        ("look", "tensorboard --logdir outputs"),
+        ("go on", f"python -m lit_tfm.train resume={result.folder} trainer.max_epochs=..."),
+        ("build on", f"python -m lit_tfm.train experiment=... init_from={result.folder}"),
+    ):
+        console.print(f"[bold cyan]{what:12}[/]{escape(line)}", highlight=False, soft_wrap=True)  # to be copied whole
 
 
 def _ordered(metrics: dict[str, float], headline: tuple[str, ...]) -> list[str]:

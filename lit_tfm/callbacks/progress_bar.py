@@ -27,7 +27,7 @@ class ProgressBar(Callback):
             return
         self.bar = Progress(
             TextColumn("{task.percentage:3.0f} %"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=10),
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
             console=self.console,
@@ -53,9 +53,9 @@ class ProgressBar(Callback):
         spent = max(progress.seconds - self._seconds_before, 1e-9)
         rate = (progress.tokens - self._tokens_before) / spent
         return (
-            f"step {trainer.global_step}  loss {float(task.last_loss):.4f}  "
-            f"lr {trainer.optimizers[0].param_groups[0]['lr']:.2e}  {rate:,.0f} tokens/s  "
-            f"waiting for data {100 * self._waited / spent:.0f} %  left"
+            f"step {trainer.global_step} loss {float(task.last_loss):.4f} "
+            f"lr {trainer.optimizers[0].param_groups[0]['lr']:.1e} {rate:,.0f} tokens/s "
+            f"data wait {100 * self._waited / spent:.0f} %"
         )
 
     def on_validation_start(self, trainer: Trainer, pl_module) -> None:
@@ -70,7 +70,8 @@ class ProgressBar(Callback):
             if f"val/{name}" in pl_module.measured
         )
         done = pl_module.progress.fraction(trainer.global_step)
-        self.console.print(f"{100 * done:3.0f} %  {self._text(trainer, pl_module).removesuffix('  left')}  {metrics}")
+        line = f"{100 * done:3.0f} % {self._text(trainer, pl_module)}  |  {metrics}"
+        self.console.print(line, soft_wrap=True, highlight=False)  # a log keeps it on one line
 
     def on_train_end(self, trainer: Trainer, pl_module) -> None:
         self._close()
