@@ -54,6 +54,7 @@ def _lines(cfg, parts: Parts) -> list[tuple[str, str]]:
             "data",
             f"{record['name']}: {train.examples:,} training, {validation.examples:,} validation examples; {kinds}",
         ),
+        *[("", f"of the {split} split {limit:,} are used") for split, limit in record["limits"].items()],
         ("tokens", f"{train.tokens:,} an epoch, {100 * share:.1f} % more as padding; vocabulary {vocabulary:,}"),
         ("model", f"{model}: {config.n_layers} layers, d_model {config.d_model}, {config.n_heads} heads"),
         ("parameters", f"{parameters(task):,}"),
