@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from lit_tfm.callbacks.checkpoints import AtomicCheckpointIO
 from lit_tfm.callbacks.metrics_csv import MetricsCsv
 from lit_tfm.callbacks.pace import NEVER, Pace
+from lit_tfm.callbacks.preemption import Preemption
 from lit_tfm.callbacks.progress_bar import ProgressBar
 from lit_tfm.callbacks.record import Record
 from lit_tfm.callbacks.tensorboard import HParams
@@ -178,7 +179,7 @@ def build_loggers(cfg: DictConfig, task: Task, run: RunFolder, resume_step: int 
         chosen = [make_with(node, save_dir=run.path, resume_step=resume_step) for node in nodes.values()]
     except ModuleNotFoundError as error:
         raise UserError(
-            f"logger={','.join(nodes)}: {error.name or error} is not installed; "
+            f"logger={','.join(nodes)}: a package it needs is not installed; "
             f"pip install 'lit_tfm[{next(reversed(nodes))}]'"
         ) from error
     return [MetricsCsv(run / "metrics.csv", task.progress, resume_step), *chosen]
@@ -196,7 +197,7 @@ def build_callbacks(cfg: DictConfig, parts: Parts, run: RunFolder) -> list[Callb
     chosen = [make_with(node, **supplied) for node in nodes]
     groups = {group: OmegaConf.to_container(cfg[group]) for group in HPARAM_GROUPS}
     hparams = HParams({**groups, "seed": cfg.seed, **cfg.choices}, [task.monitor])
-    return [*chosen, hparams, Record(run.update_summary, task.monitor, task.mode), ProgressBar()]
+    return [Preemption(), *chosen, hparams, Record(run.update_summary, task.monitor, task.mode), ProgressBar()]
 
 
 def make_with(node: DictConfig, **known: Any) -> Any:

@@ -5,9 +5,7 @@ import sys
 from collections.abc import Callable
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from lit_tfm import config
 from lit_tfm.errors import UserError
@@ -40,23 +38,25 @@ def hydra_verb(verb: Callable[[DictConfig], object]) -> None:
     Under `-m` a combination that fails does not stop the others; the first failure is raised when all have run.
     """
     failures: list[Exception] = []
+    asked = os.environ.get(FULL, "0")
 
     @hydra.main(config_path=str(config.CONF), config_name="train", version_base="1.3")
     def composed(cfg: DictConfig) -> None:
+        os.environ[FULL] = asked
         try:
             with open_dict(cfg):
                 verb(config.finish(cfg))
         except Exception as error:  # raised through Hydra, it would lose its traceback or be announced twice
             failures.append(error)
+        os.environ[FULL] = "1"
 
     sys.argv[1:] = config.loosen(sys.argv[1:])
-    asked = os.environ.get(FULL)
     os.environ[FULL] = "1"  # otherwise Hydra prints its exceptions itself and exits with status 1
     try:
         composed()
-    except (HydraException, OmegaConfBaseException) as error:
+    except config.COMPOSING as error:
         raise config.explain(error) from error
     finally:
-        os.environ[FULL] = asked or "0"
+        os.environ[FULL] = asked
     if failures:
         raise failures[0]

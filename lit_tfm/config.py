@@ -16,10 +16,12 @@ from pathlib import Path
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from lit_tfm.errors import UserError, nearest
 
@@ -31,6 +33,9 @@ CONF = ROOT / "conf"
 # Groups whose keys are the parameters of a `_target_`.
 TARGET_GROUPS = ("model", "task", "data", "tokenizer", "optimizer", "schedule", "callbacks", "logger")
 _PARAMETER = re.compile(rf"({'|'.join(TARGET_GROUPS)})\.[\w.]+=")
+_HOME = re.compile(r"^([\w.]+=)~(?=/|$)")  # a shell leaves it alone behind `key=`
+# What Hydra raises for a mistake while composing: its own, omegaconf's, the yaml reader's.
+COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 # What build.py passes itself; a yaml that names them is as wrong as any unknown key.
 SUPPLIED = {
     "model": {"vocab_size"},
@@ -44,8 +49,9 @@ SUPPLIED = {
 
 
 def loosen(arguments: Iterable[str]) -> list[str]:
-    """`model.softcap=30` -> `++model.softcap=30`: set it whether or not a yaml has named it."""
-    return [f"++{argument}" if _PARAMETER.match(argument) else argument for argument in arguments]
+    """`model.softcap=30` -> `++model.softcap=30`: set it whether or not a yaml has named it; `key=~/x` -> home."""
+    homely = [_HOME.sub(lambda found: found.group(1) + str(Path.home()), argument) for argument in arguments]
+    return [f"++{argument}" if _PARAMETER.match(argument) else argument for argument in homely]
 
 
 def compose(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -> DictConfig:
@@ -59,24 +65,48 @@ def compose(overrides: Iterable[str] = (), config_dir: str | Path | None = None)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra_compose("train", overrides, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSING as error:
         raise explain(error) from error
     choices = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
-    return finish(cfg, choices)
+    return finish(cfg, choices, overrides)
 
 
-def finish(cfg: DictConfig, choices: DictConfig | None = None) -> DictConfig:
-    """Name the run, note which yaml of each group it was made of, resolve it, and check every key."""
+def finish(cfg: DictConfig, choices: DictConfig | None = None, typed: Iterable[str] | None = None) -> DictConfig:
+    """Name the run, note which yaml of each group it was made of, resolve it, and check every key and value.
+
+    `choices` and `typed` (the overrides) are those of the running Hydra job where they are not given.
+    """
     choices = choices if choices is not None else HydraConfig.get().runtime.choices
     chosen = {group: choices[group] for group in (*TARGET_GROUPS[:6], "experiment") if choices.get(group)}
     with open_dict(cfg):
         cfg.choices = chosen
         cfg.name = cfg.name or chosen.get("experiment") or f"{chosen.get('model')}-{chosen.get('task')}"
     OmegaConf.resolve(cfg)
+    cfg = _continued(cfg, list(typed if typed is not None else HydraConfig.get().overrides.task))
     check_keys(cfg)
+    check_values(cfg)
     return cfg
+
+
+def _continued(cfg: DictConfig, typed: list[str]) -> DictConfig:
+    """With `resume=PATH` and no group chosen: the run's own config, under what was typed.
+
+    So that going on with a run needs no more words than its folder.
+    """
+    if cfg.resume in (None, "auto"):
+        return cfg
+    folder = Path(str(cfg.resume))
+    stored = (folder if folder.is_dir() else folder.parent.parent) / "config.yaml"
+    overrides = OverridesParser.create().parse_overrides(typed)
+    if not stored.is_file() or any(override.key_or_group in _groups() for override in overrides):
+        return cfg
+    old = OmegaConf.load(stored)
+    for override in overrides:
+        if not override.key_or_group.startswith("hydra"):
+            OmegaConf.update(old, override.key_or_group, override.value(), force_add=True)
+    return old
 
 
 def default_output_dir(cfg: DictConfig) -> Path:
@@ -98,7 +128,8 @@ def explain(error: Exception) -> UserError:
         return UserError(" ".join(str(error).split()))
     text = str(error)
     if isinstance(error, OverrideParseException):
-        return UserError(f"{error.override!r} is no override; type key=value, e.g. seed=2 or model.d_model=256")
+        given = str(error.override).removeprefix("++")  # config.loosen put it there
+        return UserError(f"{given!r} is no override; type key=value, e.g. seed=2 or model.d_model=256")
     if isinstance(error, ConfigCompositionException):
         if found := re.search(r"Could not override '([^']+)'", text):
             return _unknown_key(found.group(1))
@@ -120,9 +151,14 @@ def _unknown_key(key: str) -> UserError:
 def known_keys() -> list[str]:
     """Top-level keys, groups, and `trainer.*`: those whose names do not come from a `_target_`."""
     born = OmegaConf.load(CONF / "train.yaml")
-    groups = [name.split()[-1].strip("/") for entry in born.defaults if not isinstance(entry, str) for name in entry]
-    keys = [str(key) for key in born if key not in ("defaults", "hydra")] + [g for g in groups if "/" not in g]
+    keys = [str(key) for key in born if key not in ("defaults", "hydra")] + _groups()
     return [*keys, "choices", *(f"trainer.{key}" for key in OmegaConf.load(CONF / "trainer" / "auto.yaml"))]
+
+
+def _groups() -> list[str]:
+    defaults = OmegaConf.load(CONF / "train.yaml").defaults
+    names = [name.split()[-1].strip("/") for entry in defaults if not isinstance(entry, str) for name in entry]
+    return [name for name in names if "/" not in name]
 
 
 # ---- checking --------------------------------------------------------------------------------------------------
@@ -139,6 +175,60 @@ def check_keys(cfg: DictConfig) -> None:
             raise _unknown_key(f"trainer.{key}")
     for group in TARGET_GROUPS:
         _check_node(cfg.get(group), group)
+
+
+# Key, kind, smallest, largest (None: any), and whether null is allowed.
+VALUES = (
+    ("seed", int, 0, 2**32 - 1, False),
+    ("deterministic", bool, None, None, False),
+    ("test", bool, None, None, False),
+    ("dry_run", bool, None, None, False),
+    ("cache_dir", str, None, None, False),
+    ("trainer.num_nodes", int, 1, None, False),
+    ("trainer.max_steps", int, 1, None, True),
+    ("trainer.max_epochs", float, 1e-9, None, False),
+    ("trainer.accumulate", int, 1, None, False),
+    ("trainer.val_every", float, 1e-9, None, False),
+    ("trainer.log_every", int, 1, None, False),
+    ("trainer.emulate_bf16", bool, None, None, False),
+    ("optimizer.lr", float, 0, None, True),
+    ("task.grad_clip", float, 0, None, True),
+    ("task.label_smoothing", float, 0, 0.999, True),
+    ("schedule.warmup", float, 0, 1, True),
+    ("schedule.cooldown", float, 0, 1, True),
+    ("tokenizer.vocab_size", int, 1, None, True),
+    ("data.batch_size", int, 1, None, True),
+    ("data.batch_tokens", int, 1, None, True),
+    ("data.max_length", int, 1, None, True),
+    ("data.block_size", int, 1, None, True),
+    ("data.subset", int, 1, None, True),
+    ("data.val_limit", int, 1, None, True),
+    ("data.test_limit", int, 1, None, True),
+)
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Numbers are numbers and in their range; groups are there. What needs more than the config is checked later."""
+    for group in TARGET_GROUPS[:6]:
+        if not isinstance(cfg.get(group), DictConfig):
+            raise UserError(f"{group}={cfg.get(group)}: a run needs one; `--help` lists them")
+    for key, kind, low, high, optional in VALUES:
+        value = OmegaConf.select(cfg, key)
+        if value is None and optional:
+            continue
+        fits = isinstance(value, (int, float) if kind is float else kind) and (
+            kind is bool or not isinstance(value, bool)
+        )
+        inside = fits and (low is None or value >= low) and (high is None or value <= high)
+        if not inside:
+            bounds = "".join(
+                [
+                    f", at least {low:g}" if low else ", not negative" if low == 0 else "",
+                    f", at most {high:g}" if high is not None else "",
+                ]
+            )
+            raise UserError(f"{key}={value}: must be {KINDS[kind]}{bounds}")
 
 
 def _check_node(node, path: str) -> None:

@@ -66,7 +66,7 @@ def _devices(wanted: int | str, accelerator: str) -> int:
     there = torch.cuda.device_count() if accelerator == "gpu" else (os.cpu_count() or 1)
     if wanted == "auto":
         return there if accelerator == "gpu" else 1
-    if not isinstance(wanted, int) or wanted < 1:
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
         raise UserError(f"trainer.devices={wanted}: not a number of devices; type auto or 1 to {there}")
     if wanted > there:
         kind = "GPUs" if accelerator == "gpu" else "CPU cores"

@@ -86,11 +86,21 @@ class RunFolder:
             )
         return cls(path)
 
+    def status(self) -> str | None:
+        """running, finished, stopped or failed; None where the folder does not say."""
+        return self.read_json("summary.json").get("status") if (self / "summary.json").exists() else None
+
+    def remove_if_empty(self) -> None:
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
     def config(self) -> DictConfig:
         return OmegaConf.load(self / "config.yaml")
 
     def write_config(self, cfg: DictConfig) -> None:
-        write_text(self / "config.yaml", OmegaConf.to_yaml(cfg))
+        """Without the folder and the checkpoint gone on from: training from this config again is a new run."""
+        plain = {**OmegaConf.to_container(cfg), "output_dir": None, "resume": None}
+        write_text(self / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         write_text(self / name, json.dumps(content, indent=1, default=str) + "\n")
@@ -124,7 +134,8 @@ def command() -> str:
     """What was typed, as it can be typed again."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"python -m {spec.name}" if spec is not None else " ".join(["python", *sys.argv[:1]])
-    return " ".join([program, *map(shlex.quote, sys.argv[1:])])
+    typed = [argument.removeprefix("++") for argument in sys.argv[1:]]  # config.loosen put it there
+    return " ".join([program, *map(shlex.quote, typed)])
 
 
 def environment(hardware: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _length(progress, data) -> str:
     steps = f"{progress.max_steps:,} steps ({epochs:.3g} epochs)"
     if progress.budget is None:
         return steps
-    return f"{progress.budget / 60:g} minutes of training, or {steps} if those come first"
+    return f"at most {_time(progress.budget)} of training, or {steps}"
 
 
 def _estimate(parts: Parts) -> str:
@@ -117,7 +117,7 @@ def after(console: Console, cfg, result, headline: tuple[str, ...]) -> None:
     for what, line in (
         ("run folder", str(result.folder)),
         ("look", "tensorboard --logdir outputs"),
-        ("go on", f"python -m lit_tfm.train resume={result.folder} trainer.max_epochs=..."),
+        ("go on", f"python -m lit_tfm.train resume={result.folder} trainer.max_steps=... budget=..."),
         ("build on", f"python -m lit_tfm.train experiment=... init_from={result.folder}"),
     ):
         console.print(f"[bold cyan]{what:12}[/]{escape(line)}", highlight=False, soft_wrap=True)  # to be copied whole
@@ -136,7 +136,7 @@ def _ordered(metrics: dict[str, float], headline: tuple[str, ...]) -> list[str]:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.4f}" if abs(value) < 1e5 else f"{value:.3e}"
+    return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.1f}" if abs(value) < 1e6 else f"{value:.3e}"
 
 
 def _si(value: float) -> str:

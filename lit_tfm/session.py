@@ -8,18 +8,20 @@ import errno
 import logging
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from lightning import Trainer
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from lit_tfm import hardware as machines
 from lit_tfm import launch, screens
 from lit_tfm.build import Parts, build, build_trainer, data_record, resume_checkpoint
 from lit_tfm.callbacks.checkpoints import Checkpoints
+from lit_tfm.callbacks.preemption import Stopped
 from lit_tfm.callbacks.record import Record
-from lit_tfm.callbacks.tensorboard import HParams
+from lit_tfm.callbacks.tensorboard import HParams, flatten
 from lit_tfm.config import default_output_dir
 from lit_tfm.errors import UserError
 from lit_tfm.models.cost import parameters
@@ -37,27 +39,29 @@ class Session:
         self.cfg = cfg
         self.console = Console(quiet=quiet or launch.rank() > 0)
         self.hardware = machines.choose(cfg.trainer)
-        self.resume = find_checkpoint(cfg)
+        launch.check(self.hardware)
+        self.resume = launch.handed_on() or find_checkpoint(cfg)
 
     def run(self) -> Result:
-        cfg, hardware = self.cfg, self.hardware
         hush()
-        if cfg.dry_run:
+        if self.cfg.dry_run:
             return self._dry_run()
-        inside = hardware.world_size == 1 or launch.started_from_outside()
-        parts = build(cfg, hardware)
-        if not inside:
-            run = self._folder()
-            return self._spawn(run, parts)
-        if hardware.world_size > 1:
-            launch.join(hardware)
-        run = self._folder()
-        return self._fit(parts, run)
+        if self.resume is not None:
+            check_same_run(self.cfg, RunFolder.open(self.resume.parent.parent))
+        parts = build(self.cfg, self.hardware)
+        step = resume_checkpoint(self.resume, parts.task) if self.resume else None
+        if step is not None and parts.task.progress.fraction(step) >= 1.0:
+            return self._already_finished(parts, step)
+        if self.hardware.world_size > 1 and not launch.started_from_outside():
+            return self._spawn(parts)
+        if self.hardware.world_size > 1:
+            launch.join(self.hardware)
+        return self._fit(parts, self._folder(), step)
 
     # ---- the folder ----------------------------------------------------------------------------------------
 
     def _folder(self) -> RunFolder:
-        """The run's folder, with its config and origin in it; all ranks get rank 0's."""
+        """The run's folder; all ranks get rank 0's."""
         if folder := os.environ.get(launch.RUN_VARIABLE):
             return RunFolder(folder)
         several = self.hardware.world_size > 1 and launch.started_from_outside()
@@ -66,29 +70,34 @@ class Session:
 
     def _make_folder(self) -> RunFolder:
         if self.resume is not None:
-            run = RunFolder(self.resume.parent.parent)
-        else:
-            wanted = self.cfg.output_dir
-            run = RunFolder.create(wanted or default_output_dir(self.cfg), exact=wanted is not None)
-        with open_dict(self.cfg):
-            self.cfg.output_dir = str(run.path)
-            self.cfg.resume = str(self.resume) if self.resume else None
-        run.write_origin(self.cfg, self.hardware.name)
-        return run
+            return RunFolder(self.resume.parent.parent)
+        wanted = self.cfg.output_dir
+        return RunFolder.create(wanted or default_output_dir(self.cfg), exact=wanted is not None)
 
     # ---- ways to run ---------------------------------------------------------------------------------------
 
-    def _spawn(self, run: RunFolder, parts: Parts) -> Result:
-        status = launch.spawn(run.path.resolve(), self.hardware)
-        if status != 0:
-            raise SystemExit(status if status > 0 else 128 - status)
+    def _spawn(self, parts: Parts) -> Result:
+        run = self._make_folder()
+        run.write_origin(self.cfg, self.hardware.name)
+        launch.spawn(run.path.resolve(), self.hardware, self.resume)
         summary = run.read_json("summary.json")
         return Result(run.path, summary["status"], summary["metrics"], summary["best"], summary)
+
+    def _already_finished(self, parts: Parts, step: int) -> Result:
+        run = RunFolder(self.resume.parent.parent)
+        summary = run.read_json("summary.json")
+        self.console.print(
+            f"{run.path} is finished: {step} steps. To go on, type a larger trainer.max_steps or budget."
+        )
+        result = Result(run.path, summary["status"], summary["metrics"], summary["best"], summary)
+        screens.after(self.console, self.cfg, result, parts.task.headline)
+        return result
 
     def _dry_run(self) -> Result:
         cfg = self.cfg
         parts = build(cfg, self.hardware)
         screens.before(self.console, cfg, parts, folder=None)
+        parts.hardware = replace(self.hardware, strategy="single", devices=1, num_nodes=1)  # its step needs one process
         parts.task.progress.max_steps, parts.task.progress.budget = 1, None
         trainer = build_trainer(cfg, parts, run=None)
         trainer.fit(parts.task, datamodule=parts.data)
@@ -99,57 +108,57 @@ class Session:
         )
         return Result(None, "dry run", {"train/loss": float(parts.task.last_loss)})
 
-    def _fit(self, parts: Parts, run: RunFolder) -> Result:
+    def _fit(self, parts: Parts, run: RunFolder, step: int | None) -> Result:
         cfg, task = self.cfg, parts.task
-        step = resume_checkpoint(self.resume, task) if self.resume else None
-        trainer = build_trainer(cfg, parts, run, step)
+        try:
+            trainer = build_trainer(cfg, parts, run, step)
+        except UserError:
+            run.remove_if_empty()
+            raise
         if trainer.is_global_zero:
+            if launch.RUN_VARIABLE not in os.environ:
+                run.write_origin(cfg, self.hardware.name)
             task.facts.tokenizer.save(run / "tokenizer.json")
             run.write_json("data.json", data_record(parts.data))
-            run.update_summary(
-                status="running", parameters=parameters(task), data=parts.data.records()["name"], seed=cfg.seed
-            )
+            values = {} if step is not None else record_of(trainer).values(trainer, task)
+            name = parts.data.records()["name"]
+            run.update_summary(status="running", **values, parameters=parameters(task), data=name, seed=cfg.seed)
             screens.before(self.console, cfg, parts, run.path)
-        status = self._guarded(trainer, parts, run)
-        return self._finish(trainer, parts, run, status)
+        self._guarded(trainer, parts, run)
+        return self._finish(trainer, parts, run)
 
-    def _guarded(self, trainer: Trainer, parts: Parts, run: RunFolder) -> str:
+    def _guarded(self, trainer: Trainer, parts: Parts, run: RunFolder) -> None:
         """Fit, and leave a true status behind however it ends."""
         try:
             trainer.fit(parts.task, datamodule=parts.data, ckpt_path=self.resume, weights_only=True)
+        except Stopped as stop:
+            self._record(trainer, parts, run, status="stopped")
+            self.console.print(f"{stop}; go on with:\npython -m lit_tfm.train resume={run.path}", soft_wrap=True)
+            raise SystemExit(stop.status) from None
         except NonFiniteLoss as error:
-            self._fail(trainer, run, str(error))
+            self._record(trainer, parts, run, status="failed", reason=str(error))
             last = run / "checkpoints" / "last.ckpt"
             kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was taken yet"
             raise UserError(f"{error}; {kept}; try a lower optimizer.lr, or trainer.precision=32") from error
         except OSError as error:
             if error.errno not in STORAGE:
                 raise
-            self._try_to_fail(trainer, run, f"{error.strerror}: {error.filename or run.path}")
+            with contextlib.suppress(OSError):  # where nothing can be written, that can't be written either
+                self._record(trainer, parts, run, status="failed", reason=f"{error.strerror}: {error.filename}")
             raise UserError(
                 f"{run.path}: can't be written ({error.strerror}); checkpoints written before are whole; "
                 f"make room, then type resume={run.path}"
             ) from error
-        except (KeyboardInterrupt, SystemExit):
-            if trainer.is_global_zero:
-                run.update_summary(status="stopped")
-            raise
         except BaseException as error:
-            self._fail(trainer, run, f"{type(error).__name__}: {error}")
+            self._record(trainer, parts, run, status="failed", reason=f"{type(error).__name__}: {error}")
             raise
-        return "finished"
 
-    def _try_to_fail(self, trainer: Trainer, run: RunFolder, reason: str) -> None:
-        with contextlib.suppress(OSError):  # where nothing can be written, that can't be written either
-            self._fail(trainer, run, reason)
-
-    def _fail(self, trainer: Trainer, run: RunFolder, reason: str) -> None:
+    def _record(self, trainer: Trainer, parts: Parts, run: RunFolder, **values) -> None:
         if trainer.is_global_zero:
-            run.update_summary(status="failed", reason=reason)
+            run.update_summary(**record_of(trainer).values(trainer, parts.task), **values)
 
-    def _finish(self, trainer: Trainer, parts: Parts, run: RunFolder, status: str) -> Result:
-        record = next(c for c in trainer.callbacks if isinstance(c, Record))
-        values = record.values(trainer, parts.task)
+    def _finish(self, trainer: Trainer, parts: Parts, run: RunFolder) -> Result:
+        values = record_of(trainer).values(trainer, parts.task)
         metrics = dict(values["metrics"])
         if self.cfg.test:
             metrics |= self._test(trainer, parts, run)
@@ -157,11 +166,11 @@ class Session:
         if trainer.is_global_zero:
             hparams = next(c for c in trainer.callbacks if isinstance(c, HParams))
             hparams.finish(trainer, values["best"])
-            run.update_summary(**values, status=status)
+            run.update_summary(**values, status="finished")
             for logger in trainer.loggers:
                 logger.finalize("success")
         summary = run.read_json("summary.json") if trainer.is_global_zero else values
-        result = Result(run.path, status, metrics, values["best"], summary)
+        result = Result(run.path, "finished", metrics, values["best"], summary)
         if trainer.is_global_zero:
             screens.after(self.console, self.cfg, result, parts.task.headline)
         return result
@@ -174,14 +183,38 @@ class Session:
         return dict(parts.task.measured)
 
 
+def record_of(trainer: Trainer) -> Record:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, Record))
+
+
+def check_same_run(cfg: DictConfig, run: RunFolder) -> None:
+    """Raises UserError where the config asks for another model, task or tokenizer than the run to go on with has."""
+    old = run.config()
+    differing = []
+    for group in ("model", "task", "tokenizer"):
+        before, now = flatten(OmegaConf.to_container(old[group])), flatten(OmegaConf.to_container(cfg[group]))
+        before["_target_"], now["_target_"] = old[group]["_target_"], cfg[group]["_target_"]
+        differing += [
+            f"{group}.{key}: {before.get(key)} -> {now.get(key)}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and key != "path"
+        ]
+    if differing:
+        raise UserError(
+            f"resume={run.path}: it was another run ({'; '.join(differing[:5])}); type resume={run.path} alone "
+            "to go on with its own config, or init_from= to start from its weights"
+        )
+
+
 def find_checkpoint(cfg: DictConfig) -> Path | None:
     """The checkpoint that `resume` names; with `auto`, None where there is nothing to go on from."""
     if cfg.resume is None:
         return None
     if cfg.resume == "auto":
         folders = [Path(cfg.output_dir)] if cfg.output_dir else sorted((Path("outputs") / str(cfg.name)).glob("*"))
-        found = [folder / "checkpoints" / "last.ckpt" for folder in folders]
-        found = [path for path in found if path.exists()]
+        found = [path for folder in folders if (path := folder / "checkpoints" / "last.ckpt").exists()]
+        if not cfg.output_dir:  # the newest one that has not ended
+            found = [path for path in found if RunFolder(path.parent.parent).status() != "finished"]
         return max(found, key=lambda path: path.stat().st_mtime) if found else None
     path = Path(cfg.resume)
     path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path

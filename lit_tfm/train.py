@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from lit_tfm.errors import UserError
 from lit_tfm.runs import Result
 
 
@@ -24,11 +25,22 @@ def train(cfg: DictConfig, quiet: bool = False) -> Result:
     return Session(cfg, quiet).run()
 
 
+def run_rank(folder: Path) -> int:
+    from lit_tfm.launch import tell
+
+    try:
+        train(OmegaConf.load(folder / "config.yaml"))
+    except UserError as error:
+        tell(error)
+        return 2
+    return 0
+
+
 def main() -> None:
     from lit_tfm.command_line import hydra_verb, run_verb
 
     if folder := os.environ.get("LIT_TFM_RUN"):  # one rank of a run that launch.py started
-        sys.exit(run_verb(lambda: train(OmegaConf.load(Path(folder) / "config.yaml"))))
+        sys.exit(run_rank(Path(folder)))
     sys.exit(run_verb(lambda: hydra_verb(train)))
 
 

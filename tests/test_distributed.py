@@ -79,14 +79,17 @@ def test_two_processes_give_the_losses_of_one(start, single, strategy: str) -> N
     assert summary["tokens"] == json.loads((single / "summary.json").read_text())["tokens"]
 
 
-def test_a_checkpoint_of_fsdp_goes_on_in_one_process_and_under_ddp(start, single) -> None:
+@pytest.mark.parametrize(
+    "options", [[], pytest.param(["trainer=ddp", *TWO], marks=pytest.mark.slow)], ids=["one", "ddp"]
+)
+def test_a_checkpoint_of_fsdp_goes_on_in_one_process_and_under_ddp(start, single, options) -> None:
     folder, _ = start("parts", "trainer=fsdp", *TWO, "trainer.accelerator=cpu", "++callbacks.checkpoints.every=3")
     part = folder / "checkpoints" / "step-3.ckpt"
-    for options in ([], ["trainer=ddp", *TWO, "trainer.accelerator=cpu"]):
-        start("parts-again", f"resume={part}", *options)
-        assert_same(folder, single)
+    start("parts-again", f"resume={part}", *options, "trainer.accelerator=cpu")
+    assert_same(folder, single)
 
 
+@pytest.mark.slow
 def test_torchrun_from_outside(start, single) -> None:
     program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     folder, output = start(
@@ -96,6 +99,7 @@ def test_torchrun_from_outside(start, single) -> None:
     assert output.count("run folder") == 1
 
 
+@pytest.mark.slow
 def test_slurm(tmp_path, session_cache, text_folder, single) -> None:
     """Two tasks with the variables that srun sets."""
     folder, port = tmp_path / "run", free_port()
@@ -112,3 +116,36 @@ def test_slurm(tmp_path, session_cache, text_folder, single) -> None:
         rank.communicate(timeout=300)
         assert rank.returncode == 0
     assert_same(folder, single)
+
+
+DIVERGING = """
+from lit_tfm.tasks.masked_lm import MaskedLM
+
+class Diverging(MaskedLM):
+    def step(self, batch):
+        output = super().step(batch)
+        fault = float("nan") if self.training and self.trainer.global_step == 2 else 1.0
+        return output._replace(loss_sum=output.loss_sum * fault)
+"""
+
+
+def test_a_mistake_inside_a_rank_is_one_line_as_well(tmp_path, session_cache, text_folder) -> None:
+    (tmp_path / "diverging.py").write_text(DIVERGING)
+    given = [*OPTIONS, f"data.path={text_folder}", f"cache_dir={session_cache}", f"output_dir={tmp_path / 'run'}"]
+    given += ["trainer=ddp", *TWO, "trainer.accelerator=cpu", "task._target_=diverging.Diverging"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    program = [sys.executable, "-m", "lit_tfm.train", *given]
+    done = subprocess.run(program, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "loss is nan at step 3" in done.stderr
+
+
+def test_processes_that_the_config_does_not_speak_of_are_refused(tmp_path, session_cache, text_folder) -> None:
+    """torchrun with two processes and a config of one would train the run twice."""
+    given = [*OPTIONS, f"data.path={text_folder}", f"cache_dir={session_cache}", f"output_dir={tmp_path / 'run'}"]
+    env = {**os.environ, "LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}
+    program = [sys.executable, "-m", "lit_tfm.train", *given]
+    done = subprocess.run(program, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 2
+    assert "type trainer=ddp trainer.devices" in done.stderr

@@ -15,6 +15,7 @@ from lit_tfm.build import build, facts_of, load_task
 from lit_tfm.errors import UserError
 from lit_tfm.hardware import choose
 from lit_tfm.runs import RunFolder
+from lit_tfm.train import train
 
 EXPERIMENTS = sorted(p.stem for p in (config.CONF / "experiment").glob("*.yaml"))
 TINY = ["model.d_model=32", "model.n_layers=2", "model.n_heads=2", "trainer.precision=32", "trainer.accelerator=cpu"]
@@ -154,7 +155,7 @@ def test_a_nan_loss_stops_says_the_step_and_keeps_the_last_good_checkpoint(run, 
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert "at step 5" in summary["reason"]
-    assert summary["steps"] == 3
+    assert summary["steps"] == 4  # the fifth is not counted: its weights are not used
     assert all(torch.isfinite(w).all() for w in weights(tmp_path / "run").values())
 
 
@@ -229,3 +230,38 @@ def test_a_moving_average_is_what_is_validated_and_saved(run, masked) -> None:
     averaged = run(*masked, "callbacks=[default,ema]", "callbacks.ema.decay=0.5", folder="averaged")
     assert averaged.metrics["train/loss"] == plain.metrics["train/loss"]
     assert averaged.metrics["val/loss"] != plain.metrics["val/loss"]
+
+
+def test_resume_needs_no_more_words_than_the_folder(run, masked, session_cache) -> None:
+    first = run(*masked)
+    before = (first.folder / "config.yaml").read_text()
+    longer = train(config.compose([f"resume={first.folder}", "trainer.max_steps=9"]), quiet=True)
+    assert longer.folder == first.folder
+    assert longer.summary["steps"] == 9
+    rows = [int(row["step"]) for row in rows_of(first.folder) if row["name"] == "val/loss"]
+    assert rows == [3, 6, 9]
+    changed = (first.folder / "config.yaml").read_text()
+    assert changed == before.replace("max_steps: 6", "max_steps: 9")
+
+
+def test_resume_refuses_another_model_and_leaves_the_folder_as_it_was(run, masked) -> None:
+    folder = run(*masked).folder
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=r"model.d_model: 32 -> 64"):
+        train(config.compose([f"resume={folder}", "model.d_model=64", "trainer.max_steps=9"]), quiet=True)
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_finished_run_is_not_trained_further_by_resuming_it(run, masked) -> None:
+    first = run(*masked)
+    again = train(config.compose([f"resume={first.folder}"]), quiet=True)
+    assert again.summary["steps"] == first.summary["steps"]
+    assert again.status == "finished"
+
+
+def test_a_longer_run_goes_on_validating(run, masked) -> None:
+    options = [o for o in masked if "val_every" not in o]
+    first = run(*options, "trainer.val_every=0.5", "trainer.max_steps=4")
+    train(config.compose([f"resume={first.folder}", "trainer.max_steps=12"]), quiet=True)
+    steps = [int(row["step"]) for row in rows_of(first.folder) if row["name"] == "val/loss"]
+    assert steps == [2, 4, 6, 12]

@@ -77,6 +77,10 @@ class Checkpoints(Callback):
                 self._shift(trainer, rank)
             self._save(trainer, self._name(place), weights=True)
 
+    def save_last(self, trainer: Trainer) -> None:
+        """Where the run stands now, between two steps. Collective."""
+        self._save(trainer, "last.ckpt", weights=True)
+
     def _place(self, value: float, step: int) -> int | None:
         """Where among the best this validation comes in; None where it does not."""
         better = [self.sign * entry["value"] <= self.sign * value for entry in self.ranking]

@@ -1,6 +1,7 @@
 """metrics.csv of the run folder: one line a number, appended at once: a killed run keeps what it measured."""
 
 import csv
+import os
 from pathlib import Path
 
 from lightning.pytorch.loggers.logger import Logger
@@ -34,8 +35,10 @@ class MetricsCsv(Logger):
         with open(self.path, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
         kept = [row for row in rows[1:] if int(row[0]) <= step]
-        with open(self.path, "w", newline="", encoding="utf-8") as file:
+        temporary = self.path.with_name(f".{self.path.name}.partial")
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([COLUMNS, *kept])
+        os.replace(temporary, self.path)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -40,13 +40,10 @@ class Pace(Callback):
             pl_module.progress.start()
 
     def on_train_start(self, trainer: Trainer, pl_module) -> None:
+        # From the step alone, not from the checkpoint: a run that is made longer has other shares.
+        if self.val_every < 1:
+            self._done = int(pl_module.progress.fraction(trainer.global_step) / self.val_every + 1e-9)
         pl_module.progress.start()
 
     def on_train_end(self, trainer: Trainer, pl_module) -> None:
         pl_module.progress.stop()
-
-    def state_dict(self) -> dict[str, int]:
-        return {"done": self._done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._done = state["done"]

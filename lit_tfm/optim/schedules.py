@@ -1,8 +1,8 @@
 """Learning-rate schedules: pure functions of progress.
 
 Progress runs from 0 to 1 over the run, by steps or by time, whichever is further; the value scales every group's peak
-learning rate. All times are fractions of the run. Give the progress at the END of the step about to be taken,
-(n + 1) / N: at progress 0 a schedule with warm-up is 0, and the step would change nothing.
+learning rate. All times are fractions of the run. Give the progress at the MIDDLE of the step about to be
+taken, (n + 1/2) / N: at progress 0 and 1 the factor may be 0, and the step would change nothing.
 """
 
 import math

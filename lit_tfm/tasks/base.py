@@ -90,6 +90,8 @@ class Task(LightningModule):
         self.progress = Progress(max_steps=1)
         self.seed = 0
         self.flops_per_token: float | None = None
+        self.stop_wanted = False  # by a signal to this rank
+        self.stop_agreed = False  # by a signal to some rank, known to all since the last optimizer step
         self.measured: dict[str, float] = {}  # the last validation's or test's metrics, "val/loss" ..., exact
         self._sums = {"val": Sums(), "test": Sums()}
         self._step_sums: list[Tensor] = []  # per micro-batch (loss_sum, count, tokens) since the last optimizer step
@@ -145,7 +147,8 @@ class Task(LightningModule):
         sharded = bool(grads) and isinstance(grads[0], DTensor)
         local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
         squares = torch.stack(torch._foreach_norm(local)).square().sum() if local else torch.zeros(())
-        loss, count, tokens, seconds, total = self._agree(squares, sharded)
+        loss, count, tokens, seconds, stop, total = self._agree(squares, sharded)
+        self.stop_agreed = bool(stop)
 
         # DDP and FSDP average over ranks and Lightning divides by the accumulation: undo both, divide by all targets.
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches / count.clamp(min=1.0)
@@ -158,7 +161,7 @@ class Task(LightningModule):
         self._account(loss / count.clamp(min=1.0), norm, count, tokens, seconds)
 
     def _agree(self, squares: Tensor, sharded: bool) -> tuple[Tensor, ...]:
-        """Sums over micro-batches and ranks of (loss, targets, tokens), rank 0's clock, and the squared norm.
+        """Sums over micro-batches and ranks of (loss, targets, tokens), rank 0's clock, wanted stops, the squared norm.
 
         One small all-reduce a step. DDP's gradients are equal on all ranks; FSDP's are shards, whose squares add.
         """
@@ -166,9 +169,9 @@ class Task(LightningModule):
         self._step_sums.clear()
         world = self.trainer.world_size
         seconds = self.progress.elapsed() if self.trainer.is_global_zero else 0.0
-        vector = torch.cat(
-            [sums, torch.stack([sums.new_tensor(seconds), squares if sharded or world == 1 else squares / world])]
-        )
+        known = sums.new_tensor([seconds, float(self.stop_wanted)])
+        squares = squares if sharded or world == 1 else squares / world
+        vector = torch.cat([sums, known, squares[None]])
         if world > 1:
             dist.all_reduce(vector)
         return vector.unbind()
