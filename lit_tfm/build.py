@@ -196,7 +196,10 @@ def build_callbacks(cfg: DictConfig, parts: Parts, run: RunFolder) -> list[Callb
     nodes = [node for node in cfg.callbacks.values() if node is not None] if cfg.callbacks else []
     chosen = [make_with(node, **supplied) for node in nodes]
     groups = {group: OmegaConf.to_container(cfg[group]) for group in HPARAM_GROUPS}
-    hparams = HParams({**groups, "seed": cfg.seed, **cfg.choices}, [task.monitor])
+    chosen_yamls = OmegaConf.to_container(cfg.choices)
+    # The loss stands beside the monitor, so that runs of different tasks share a column.
+    metrics = list(dict.fromkeys([task.monitor, "val/loss"]))
+    hparams = HParams({**groups, "seed": cfg.seed, "chosen": chosen_yamls}, metrics)
     return [Preemption(), *chosen, hparams, Record(run.update_summary, task.monitor, task.mode), ProgressBar()]
 
 
