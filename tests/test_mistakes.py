@@ -148,6 +148,12 @@ def test_more_spans_than_sentinels(refused, text_folder) -> None:
     assert "2 sentinels" in refused(*options)
 
 
+def test_running_text_is_not_labelled_text(refused, labelled_csv) -> None:
+    options = [o for o in CLASSES if not o.startswith(("model=", "task="))]
+    message = refused("model=gpt_tiny", "task=causal_lm", *options, f"data.path={labelled_csv}")
+    assert "this data set has labels" in message
+
+
 def test_no_test_split(refused, labelled_csv) -> None:
     assert "data.holdout.test" in refused(*CLASSES, f"data.path={labelled_csv}", "test=true")
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_tfm.data.facts import SplitStats
+from lit_tfm.errors import UserError
 from lit_tfm.nn.heads import LMHead
 from lit_tfm.tasks.base import Batch, StepOutput, Task
 
@@ -56,6 +57,14 @@ class LanguageTask(Task):
     """Loss over a vocabulary, and the metrics that compare across tokenizers."""
 
     headline = ("loss", "perplexity", "word_perplexity", "bits_per_byte")
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if self.facts.labels is not None:
+            raise UserError(
+                f"{type(self).__name__} learns from running text, and this data set has labels; type data=text "
+                "data.path=... or data=pydoc, or task=classification"
+            )
 
     def vocabulary_loss(self, logits: Tensor, labels: Tensor) -> StepOutput:
         """logits (N, V) float32, labels (N,) with `IGNORED` where nothing is to be predicted."""
