@@ -54,7 +54,8 @@ def make(name):
     # Dropout, so that a disturbed random state would change the run.
     model = architecture(vocab_size=TOKENIZER.vocab_size, d_model=16, n_layers=1, n_heads=2, max_length=40, dropout=0.3)
     splits = {"train": SPLIT, "validation": SPLIT}
-    facts = DataFacts(tokenizer=TOKENIZER, splits=splits, labels=("sad", "glad"))
+    labels = ("sad", "glad") if name == "classification" else None
+    facts = DataFacts(tokenizer=TOKENIZER, splits=splits, labels=labels)
     return kind(model=model, facts=facts, optimizer=partial(adamw, lr=1e-2), schedule=constant)
 
 
