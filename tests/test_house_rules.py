@@ -27,6 +27,7 @@ FLOORS = {
     "session": 4,
     "command_line": 4,
     "search": 4,
+    "reports": 4,
 }
 VERBS = 5
 NEIGHBOURS = {("hf", "models")}  # DESIGN.md section 2: hf reads models
