@@ -98,7 +98,8 @@ class Session:
         parts = build(cfg, self.hardware)
         screens.before(self.console, cfg, parts, folder=None)
         parts.hardware = replace(self.hardware, strategy="single", devices=1, num_nodes=1)  # its step needs one process
-        parts.task.progress.max_steps, parts.task.progress.budget = 1, None
+        parts.task.progress.max_steps = 1
+        parts.task.progress.bound(None, None)
         trainer = build_trainer(cfg, parts, run=None)
         trainer.fit(parts.task, datamodule=parts.data)
         seconds = parts.task.progress.seconds
@@ -122,7 +123,9 @@ class Session:
             run.write_json("data.json", data_record(parts.data))
             values = {} if step is not None else record_of(trainer).values(trainer, task)
             name = parts.data.records()["name"]
-            run.update_summary(status="running", **values, parameters=parameters(task), data=name, seed=cfg.seed)
+            facts = {"parameters": parameters(task), "flops_per_token": task.flops_per_token}
+            facts |= {"monitor": task.monitor, "mode": task.mode, "data": name, "seed": cfg.seed}
+            run.update_summary(status="running", **values, **facts)
             screens.before(self.console, cfg, parts, run.path)
         self._guarded(trainer, parts, run)
         return self._finish(trainer, parts, run)

@@ -45,6 +45,7 @@ def test_a_run_folder_is_complete(run, masked) -> None:
         assert (result.folder / name).stat().st_size > 0
     summary = json.loads((result.folder / "summary.json").read_text())
     assert {"status", "steps", "tokens", "seconds", "parameters", "metrics", "best", "data", "seed"} <= set(summary)
+    assert {"flops_per_token", "monitor", "mode"} <= set(summary)  # what comparing runs needs
     assert summary["steps"] == 6
     assert summary["tokens"] == 6 * 8 * 32
     assert summary["metrics"]["val/loss"] == result.metrics["val/loss"]
