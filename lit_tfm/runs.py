@@ -147,6 +147,7 @@ def environment(hardware: str) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = None
     return {
+        "directory": os.getcwd(),  # what relative paths in the config start from
         "python": platform.python_version(),
         "packages": versions,
         "git": git_state(),

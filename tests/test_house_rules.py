@@ -27,6 +27,8 @@ FLOORS = {
     "session": 4,
     "command_line": 4,
     "search": 4,
+    "evaluation": 4,
+    "prediction": 4,
     "reports": 4,
 }
 VERBS = 5
