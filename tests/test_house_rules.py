@@ -23,6 +23,7 @@ FLOORS = {
     "runs": 4,
     "launch": 4,
     "build": 4,
+    "trained": 4,
     "screens": 4,
     "session": 4,
     "command_line": 4,
