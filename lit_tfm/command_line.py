@@ -9,6 +9,7 @@ from omegaconf import DictConfig, open_dict
 
 from lit_tfm import config
 from lit_tfm.errors import UserError
+from lit_tfm.terminal import visible
 
 FULL = "HYDRA_FULL_ERROR"
 
@@ -25,7 +26,7 @@ def run_verb(verb: Callable[[], object]) -> int:
     except UserError as error:
         if os.environ.get(FULL) == "1":
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {visible(' '.join(str(error).split()))}", file=sys.stderr)  # it may quote what a file holds
         return 2
     except BrokenPipeError:  # the reader went away: `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

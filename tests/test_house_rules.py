@@ -28,6 +28,7 @@ FLOORS = {
     "session": 4,
     "command_line": 4,
     "search": 4,
+    "terminal": 0,  # nothing but the standard library
     "evaluation": 4,
     "prediction": 4,
     "reports": 4,

@@ -1,0 +1,30 @@
+"""Text from data and files on its way to a terminal, which obeys control characters: none may get through."""
+
+import re
+import unicodedata
+
+# Controls (C0, C1, delete), and what changes the direction of the text around it or joins it invisibly.
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"  # parts of words in Persian or Hindi, and of emoji
+_BLANKS = re.compile(r"[ \t]+")
+
+
+def visible(text: str, limit: int | None = None) -> str:
+    """On one line and without effects: line ends are shown as ↵, other control characters by their number (\\x1b).
+
+    limit: characters at most; a longer text loses its middle, for the ends tell most.
+    """
+    text = _BLANKS.sub(" ", text.replace("\r\n", "\n").replace("\n", "↵ ")).strip()
+    if limit is not None and len(text) > 4 * limit:  # whatever it holds, no more can be shown
+        text = f"{text[: 2 * limit]}{text[-2 * limit :]}"
+    text = "".join(symbol if symbol.isascii() and symbol.isprintable() else _shown(symbol) for symbol in text)
+    if limit is None or len(text) <= limit:
+        return text
+    tail = limit // 3
+    return f"{text[: limit - tail - 3]} … {text[len(text) - tail :]}"
+
+
+def _shown(symbol: str) -> str:
+    if symbol in _JOINERS or unicodedata.category(symbol) not in _UNSAFE:
+        return symbol
+    return ascii(symbol)[1:-1]
