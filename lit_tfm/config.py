@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -59,6 +60,13 @@ def compose(overrides: Iterable[str] = (), config_dir: str | Path | None = None)
 
     Raises UserError for whatever the command line would refuse.
     """
+    return finish(*compose_unfinished(overrides, config_dir))
+
+
+def compose_unfinished(
+    overrides: Iterable[str] = (), config_dir: str | Path | None = None
+) -> tuple[DictConfig, DictConfig, list[str]]:
+    """What `finish` takes: the config with its interpolations, the yaml chosen of each group, the overrides."""
     overrides = loosen(overrides)
     if config_dir is not None:
         overrides.append(f"hydra.searchpath=[file://{Path(config_dir).resolve()}]")
@@ -70,7 +78,7 @@ def compose(overrides: Iterable[str] = (), config_dir: str | Path | None = None)
     choices = cfg.hydra.runtime.choices
     with open_dict(cfg):
         del cfg["hydra"]
-    return finish(cfg, choices, overrides)
+    return cfg, choices, overrides
 
 
 def finish(cfg: DictConfig, choices: DictConfig | None = None, typed: Iterable[str] | None = None) -> DictConfig:
@@ -148,6 +156,7 @@ def _unknown_key(key: str) -> UserError:
     return UserError(f"{key}: no such key{near}; `--cfg job` prints all of them")
 
 
+@cache
 def known_keys() -> list[str]:
     """Top-level keys, groups, and `trainer.*`: those whose names do not come from a `_target_`."""
     born = OmegaConf.load(CONF / "train.yaml")
@@ -155,6 +164,7 @@ def known_keys() -> list[str]:
     return [*keys, "choices", *(f"trainer.{key}" for key in OmegaConf.load(CONF / "trainer" / "auto.yaml"))]
 
 
+@cache
 def _groups() -> list[str]:
     defaults = OmegaConf.load(CONF / "train.yaml").defaults
     names = [name.split()[-1].strip("/") for entry in defaults if not isinstance(entry, str) for name in entry]
@@ -186,7 +196,7 @@ VALUES = (
     ("cache_dir", str, None, None, False),
     ("trainer.num_nodes", int, 1, None, False),
     ("trainer.max_steps", int, 1, None, True),
-    ("trainer.max_epochs", float, 1e-9, None, False),
+    ("trainer.max_epochs", float, 1e-9, None, True),
     ("trainer.accumulate", int, 1, None, False),
     ("trainer.val_every", float, 1e-9, None, False),
     ("trainer.log_every", int, 1, None, False),
