@@ -5,7 +5,7 @@ Order matters: the data fixes the tokenizer, the tokenizer the vocabulary, the v
 
 import inspect
 import math
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from lit_tfm.callbacks.preemption import Preemption
 from lit_tfm.callbacks.progress_bar import ProgressBar
 from lit_tfm.callbacks.record import Record
 from lit_tfm.callbacks.tensorboard import HParams
+from lit_tfm.callbacks.trial import TrialReport
 from lit_tfm.data.facts import DataFacts, SplitStats
 from lit_tfm.data.module import TextData
 from lit_tfm.data.tokenizers import Tokenizer
@@ -32,6 +33,7 @@ from lit_tfm.errors import UserError
 from lit_tfm.hardware import Hardware
 from lit_tfm.runs import RunFolder
 from lit_tfm.tasks.base import Task
+from lit_tfm.tasks.budget import Budget
 
 HPARAM_GROUPS = ("model", "task", "data", "tokenizer", "optimizer", "schedule")
 
@@ -74,7 +76,11 @@ def build(cfg: DictConfig, hardware: Hardware) -> Parts:
     task.seed = cfg.seed
     task.flops_per_token = task.training_flops(tokens_an_example(data))
     task.progress.max_steps = optimizer_steps(cfg, data)
-    task.progress.budget = budget_seconds(cfg.budget, hardware)
+    task.progress.bound(budget_of(cfg.budget, hardware), task.flops_per_token)
+    if task.progress.max_steps is None and task.progress.asked is None:
+        raise UserError(
+            "trainer.max_steps, trainer.max_epochs and budget are all null: the run would not end; type one of them"
+        )
     transfer = load_weights(task, Path(cfg.init_from)) if cfg.init_from else None
     return Parts(data, task, hardware, transfer)
 
@@ -108,33 +114,37 @@ def tokens_an_example(data: TextData) -> int:
     return max(1, round(train.tokens / max(1, train.examples)))
 
 
-def optimizer_steps(cfg: DictConfig, data: TextData) -> int:
-    """The bound in steps: `trainer.max_steps`, else `max_epochs` passes over the training data."""
+def optimizer_steps(cfg: DictConfig, data: TextData) -> int | None:
+    """The bound in steps: `trainer.max_steps`, else `max_epochs` passes over the training data, else none."""
     if cfg.trainer.max_steps is not None:
         return int(cfg.trainer.max_steps)
+    if cfg.trainer.max_epochs is None:
+        return None
     return max(1, math.ceil(cfg.trainer.max_epochs * data.steps_per_epoch))
 
 
-def budget_seconds(budget: Any, hardware: Hardware) -> float | None:
-    """`10m` -> 600.0; `auto` -> five minutes where no accelerator is, else no bound."""
-    if budget is None:
-        return None
+def budget_of(budget: Any, hardware: Hardware) -> Budget | None:
+    """`auto` -> five minutes where no accelerator is, else no bound."""
     if budget == "auto":
-        return 300.0 if hardware.accelerator == "cpu" else None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(budget))
-    if not found or float(found.group(1)) == 0:
-        raise UserError(f"budget={budget}: not a time; type a number and s, m or h, e.g. budget=10m, or budget=null")
-    return float(found.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[found.group(2)]
+        budget = "5m" if hardware.accelerator == "cpu" else None
+    return None if budget is None else Budget.parse(budget)
 
 
 # ---- the trainer -----------------------------------------------------------------------------------------------
 
 
-def build_trainer(cfg: DictConfig, parts: Parts, run: RunFolder | None, resume_step: int | None = None) -> Trainer:
-    """With `run=None` (a dry run) nothing is logged or saved."""
+def build_trainer(
+    cfg: DictConfig,
+    parts: Parts,
+    run: RunFolder | None,
+    resume_step: int | None = None,
+    further: Sequence[Callback] = (),
+) -> Trainer:
+    """With `run=None` (a dry run) nothing is logged or saved. `further` callbacks come before those of the config."""
     task, hardware = parts.task, parts.hardware
     loggers = build_loggers(cfg, task, run, resume_step) if run else []
-    callbacks = build_callbacks(cfg, parts, run) if run else []
+    callbacks = [*further, *build_callbacks(cfg, parts, run)] if run else []
+    rungs = [rung for callback in further if isinstance(callback, TrialReport) for rung in callback.rungs or ()]
     return Trainer(
         accelerator=hardware.accelerator,
         strategy=strategy(hardware),
@@ -142,7 +152,7 @@ def build_trainer(cfg: DictConfig, parts: Parts, run: RunFolder | None, resume_s
         num_nodes=hardware.num_nodes,
         precision=hardware.precision,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[Pace(cfg.trainer.val_every), *callbacks],
+        callbacks=[Pace(cfg.trainer.val_every, rungs), *callbacks],
         logger=loggers or False,
         max_steps=-1,  # Pace ends the run: by steps and by time, with a last validation
         max_epochs=-1,
@@ -200,7 +210,9 @@ def build_callbacks(cfg: DictConfig, parts: Parts, run: RunFolder) -> list[Callb
     # The loss stands beside the monitor, so that runs of different tasks share a column.
     metrics = list(dict.fromkeys([task.monitor, "val/loss"]))
     hparams = HParams({**groups, "seed": cfg.seed, "chosen": chosen_yamls}, metrics)
-    return [Preemption(), *chosen, hparams, Record(run.update_summary, task.monitor, task.mode), ProgressBar()]
+    record = Record(run.update_summary, task.monitor, task.mode)
+    # The record before the checkpoints, which keep it: a resumed run knows the metrics of the validation it starts at.
+    return [Preemption(), record, *chosen, hparams, ProgressBar()]
 
 
 def make_with(node: DictConfig, **known: Any) -> Any:
@@ -276,11 +288,15 @@ def data_record(data: TextData) -> dict[str, Any]:
 
 
 def resume_checkpoint(path: Path, task: Task) -> int:
-    """Check that the checkpoint belongs to this run's tokenizer; the optimizer step it was taken at."""
+    """Check that the checkpoint belongs to this run's tokenizer, and count what it had done.
+
+    Returns the optimizer step it was taken at.
+    """
     saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     if saved["lit_tfm"]["tokenizer"] != task.facts.tokenizer.hash:
         raise UserError(
             f"resume={path}: the checkpoint was trained with another tokenizer; "
             "type tokenizer.path=<its run>/tokenizer.json"
         )
+    task.on_load_checkpoint(saved)  # whether it is finished may depend on its tokens and seconds
     return int(saved["global_step"])

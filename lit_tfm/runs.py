@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_tfm.errors import UserError
 
 _RECORDED = ("torch", "lightning", "torchmetrics", "hydra-core", "optuna", "datasets", "tokenizers", "numpy", "lit_tfm")
+ENDED = ("finished", "pruned")  # statuses of a run that has nothing left to do
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Result:
     """What a run reached. `metrics` are the last values, `best` those of the best validation."""
 
     folder: Path | None
-    status: str  # finished | stopped | failed; "dry run" where nothing was trained
+    status: str  # finished | pruned | stopped | failed; "dry run" where nothing was trained
     metrics: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -87,7 +88,7 @@ class RunFolder:
         return cls(path)
 
     def status(self) -> str | None:
-        """running, finished, stopped or failed; None where the folder does not say."""
+        """running, finished, pruned, stopped or failed; None where the folder does not say."""
         return self.read_json("summary.json").get("status") if (self / "summary.json").exists() else None
 
     def remove_if_empty(self) -> None:

@@ -67,19 +67,32 @@ def _lines(cfg, parts: Parts) -> list[tuple[str, str]]:
 
 
 def _length(progress, data) -> str:
-    epochs = progress.max_steps / max(1, data.steps_per_epoch)
-    steps = f"{progress.max_steps:,} steps ({epochs:.3g} epochs)"
-    if progress.budget is None:
-        return steps
-    return f"at most {_time(progress.budget)} of training, or {steps}"
+    """All bounds: the run ends with whichever is reached first."""
+    bounds = [_budget(progress)] if progress.asked is not None else []
+    if progress.max_steps is not None:
+        epochs = progress.max_steps / max(1, data.steps_per_epoch)
+        bounds.append(f"{progress.max_steps:,} steps ({epochs:.3g} epochs)")
+    return f"at most {', or '.join(bounds)}" if len(bounds) > 1 else bounds[0]
+
+
+def _budget(progress) -> str:
+    asked = progress.asked
+    if asked.unit == "seconds":
+        return f"{_time(asked.amount)} of training"
+    tokens = f"{progress.max_tokens:,.0f} tokens"
+    return tokens if asked.unit == "tokens" else f"{_si(asked.amount)}FLOPs ({tokens})"
 
 
 def _estimate(parts: Parts) -> str:
-    """Time of all steps, from the FLOPs to do and the matrix products this device makes a second."""
+    """Time of all there is to do, from its FLOPs and the matrix products this device makes a second."""
     train, progress = parts.task.facts.splits["train"], parts.task.progress
-    tokens = progress.max_steps / max(1, parts.data.steps_per_epoch) * train.tokens
+    tokens = [progress.max_tokens] if progress.max_tokens else []
+    if progress.max_steps is not None:
+        tokens.append(progress.max_steps / max(1, parts.data.steps_per_epoch) * train.tokens)
+    if not tokens:
+        return f"{_time(progress.budget)}: the budget"
     rate = matmul_rate(parts.hardware) * parts.hardware.world_size / 2
-    seconds = parts.task.flops_per_token * tokens / rate
+    seconds = parts.task.flops_per_token * min(tokens) / rate
     if progress.budget is not None and seconds > progress.budget:
         return f"{_time(progress.budget)}: the budget; all steps would take about {_time(seconds)}"
     return f"about {_time(seconds)}, at half the speed of plain matrix products ({_si(2 * rate)}FLOP/s)"

@@ -8,10 +8,11 @@ import errno
 import logging
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from lightning import Trainer
+from lightning import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -22,10 +23,11 @@ from lit_tfm.callbacks.checkpoints import Checkpoints
 from lit_tfm.callbacks.preemption import Stopped
 from lit_tfm.callbacks.record import Record
 from lit_tfm.callbacks.tensorboard import HParams, flatten
+from lit_tfm.callbacks.trial import TrialReport
 from lit_tfm.config import default_output_dir
 from lit_tfm.errors import UserError
 from lit_tfm.models.cost import parameters
-from lit_tfm.runs import Result, RunFolder
+from lit_tfm.runs import ENDED, Result, RunFolder
 from lit_tfm.tasks.base import NonFiniteLoss
 
 # What a disk, not a defect, answers.
@@ -35,8 +37,8 @@ STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, e
 class Session:
     """The state that the steps of one run share."""
 
-    def __init__(self, cfg: DictConfig, quiet: bool = False) -> None:
-        self.cfg = cfg
+    def __init__(self, cfg: DictConfig, quiet: bool = False, callbacks: Iterable[Callback] = ()) -> None:
+        self.cfg, self.callbacks = cfg, list(callbacks)
         self.console = Console(quiet=quiet or launch.rank() > 0)
         self.hardware = machines.choose(cfg.trainer)
         launch.check(self.hardware)
@@ -50,7 +52,7 @@ class Session:
             check_same_run(self.cfg, RunFolder.open(self.resume.parent.parent))
         parts = build(self.cfg, self.hardware)
         step = resume_checkpoint(self.resume, parts.task) if self.resume else None
-        if step is not None and parts.task.progress.fraction(step) >= 1.0:
+        if step is not None and parts.task.progress.fraction(step) >= 1.0 and self._ended():
             return self._already_finished(parts, step)
         if self.hardware.world_size > 1 and not launch.started_from_outside():
             return self._spawn(parts)
@@ -77,11 +79,20 @@ class Session:
     # ---- ways to run ---------------------------------------------------------------------------------------
 
     def _spawn(self, parts: Parts) -> Result:
+        if self.callbacks:
+            raise UserError(
+                f"trainer.devices={self.hardware.devices}: callbacks can't be handed to ranks in processes of their "
+                "own; put them into the config (callbacks=), or start with torchrun"
+            )
         run = self._make_folder()
         run.write_origin(self.cfg, self.hardware.name)
         launch.spawn(run.path.resolve(), self.hardware, self.resume)
         summary = run.read_json("summary.json")
         return Result(run.path, summary["status"], summary["metrics"], summary["best"], summary)
+
+    def _ended(self) -> bool:
+        """Whether the run to go on with said so; one killed at its very end still has to."""
+        return RunFolder(self.resume.parent.parent).status() in ENDED
 
     def _already_finished(self, parts: Parts, step: int) -> Result:
         run = RunFolder(self.resume.parent.parent)
@@ -112,7 +123,7 @@ class Session:
     def _fit(self, parts: Parts, run: RunFolder, step: int | None) -> Result:
         cfg, task = self.cfg, parts.task
         try:
-            trainer = build_trainer(cfg, parts, run, step)
+            trainer = build_trainer(cfg, parts, run, step, self.callbacks)
         except UserError:
             run.remove_if_empty()
             raise
@@ -161,19 +172,21 @@ class Session:
             run.update_summary(**record_of(trainer).values(trainer, parts.task), **values)
 
     def _finish(self, trainer: Trainer, parts: Parts, run: RunFolder) -> Result:
+        # Of a pruned one the test split is not measured: its sweep has no use for it.
+        status = "pruned" if any(isinstance(c, TrialReport) and c.pruned for c in trainer.callbacks) else "finished"
         values = record_of(trainer).values(trainer, parts.task)
         metrics = dict(values["metrics"])
-        if self.cfg.test:
+        if self.cfg.test and status == "finished":
             metrics |= self._test(trainer, parts, run)
         values["metrics"] = metrics
         if trainer.is_global_zero:
             hparams = next(c for c in trainer.callbacks if isinstance(c, HParams))
             hparams.finish(trainer, values["best"])
-            run.update_summary(**values, status="finished")
+            run.update_summary(**values, status=status)
             for logger in trainer.loggers:
                 logger.finalize("success")
         summary = run.read_json("summary.json") if trainer.is_global_zero else values
-        result = Result(run.path, "finished", metrics, values["best"], summary)
+        result = Result(run.path, status, metrics, values["best"], summary)
         if trainer.is_global_zero:
             screens.after(self.console, self.cfg, result, parts.task.headline)
         return result
@@ -217,7 +230,7 @@ def find_checkpoint(cfg: DictConfig) -> Path | None:
         folders = [Path(cfg.output_dir)] if cfg.output_dir else sorted((Path("outputs") / str(cfg.name)).glob("*"))
         found = [path for folder in folders if (path := folder / "checkpoints" / "last.ckpt").exists()]
         if not cfg.output_dir:  # the newest one that has not ended
-            found = [path for path in found if RunFolder(path.parent.parent).status() != "finished"]
+            found = [path for path in found if RunFolder(path.parent.parent).status() not in ENDED]
         return max(found, key=lambda path: path.stat().st_mtime) if found else None
     path = Path(cfg.resume)
     path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path

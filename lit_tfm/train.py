@@ -6,34 +6,52 @@ so that `--help` and `--cfg job` answer at once.
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from lit_tfm.errors import UserError
 from lit_tfm.runs import Result
 
+if TYPE_CHECKING:
+    from lightning import Callback
 
-def train(cfg: DictConfig, quiet: bool = False) -> Result:
+TRIAL = "LIT_TFM_TRIAL"  # the trial a run's ranks belong to; search/attempt.py writes and reads it
+
+
+def train(cfg: DictConfig, quiet: bool = False, callbacks: "Iterable[Callback]" = ()) -> Result:
     """Train what `cfg` (from `config.compose` or a run folder's config.yaml) says; returns when the run has ended.
 
-    With several devices the ranks run in processes of their own and the result is read from the run folder.
-    Raises UserError for a config that can't be trained.
+    `callbacks` are further ones, such as a trial's report to its sweep; a run that a sweep prunes ends in order, with
+    the status "pruned". With several devices the ranks run in processes of their own and the result is read from the
+    run folder. Raises UserError for a config that can't be trained.
     """
     from lit_tfm.session import Session
 
-    return Session(cfg, quiet).run()
+    return Session(cfg, quiet, callbacks).run()
 
 
 def run_rank(folder: Path) -> int:
+    """One of the processes of a run. Exit status 0 also where the run was pruned: summary.json says which."""
     from lit_tfm.launch import tell
 
     try:
-        train(OmegaConf.load(folder / "config.yaml"))
+        train(OmegaConf.load(folder / "config.yaml"), callbacks=trial_callbacks())
     except UserError as error:
         tell(error)
         return 2
     return 0
+
+
+def trial_callbacks() -> "list[Callback]":
+    """Of a trial's rank: rank 0 reports to the study that LIT_TFM_TRIAL names."""
+    if TRIAL not in os.environ:
+        return []
+    from lit_tfm.search.attempt import callbacks_from_environment
+
+    return callbacks_from_environment()
 
 
 def main() -> None:

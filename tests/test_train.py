@@ -139,6 +139,59 @@ def test_a_budget_ends_the_run_and_anneals_to_its_end(run, masked) -> None:
     assert rates[-1] < 0.3 * max(rates)
 
 
+def test_a_budget_of_tokens_ends_the_run_at_its_tokens_and_anneals_to_its_end(run, masked) -> None:
+    options = ["trainer.max_epochs=null", "trainer.max_steps=null", "trainer.log_every=1", "trainer.val_every=0.4"]
+    result = run(*masked, "budget=2000 tokens", "schedule=linear", "schedule.warmup=0", *options)
+    assert result.summary["tokens"] == 2048  # the first whole number of steps of 8 * 32 that holds them
+    rows = rows_of(result.folder)
+    assert [int(row["step"]) for row in rows if row["name"] == "val/loss"] == [4, 7, 8]  # 0.4, 0.8, the end
+    rates = [float(row["value"]) for row in rows if row["name"] == "train/learning_rate"]
+    # Linear from the middle of the first step to the middle of the last, which here is cut short.
+    assert [rate / rates[0] for rate in rates] == pytest.approx([(2000 - 128 - 256 * i) / 1872 for i in range(8)])
+
+
+def test_a_budget_of_flops_is_one_of_tokens(run, masked) -> None:
+    parts = build(cfg := config.compose([*TINY, *masked, "budget=1e9 flops"]), choose(cfg.trainer))
+    progress = parts.task.progress
+    assert progress.max_tokens == pytest.approx(1e9 / parts.task.flops_per_token)
+    assert progress.max_steps == 6  # the other bound holds as well
+
+
+def test_a_run_without_any_bound_is_refused(run, masked) -> None:
+    with pytest.raises(UserError, match="would not end"):
+        run(*masked, "trainer.max_steps=null", "trainer.max_epochs=null")
+
+
+@pytest.mark.parametrize("stop", [3, 4])  # between two validations, and right after one
+def test_a_resumed_run_of_tokens_ends_with_the_same_bits(run, masked, stop) -> None:
+    options = [*masked, "budget=1700 tokens", "trainer.max_steps=null", "trainer.max_epochs=null", "model.dropout=0.1"]
+    options += ["trainer.val_every=0.5"]  # of 7 steps: after the fourth, and at the end
+    whole = run(*options, f"++callbacks.checkpoints.every={stop}", folder="whole")
+    assert whole.summary["steps"] == 7
+    uninterrupted = weights(whole.folder)
+    again = run(*options, f"resume={whole.folder / 'checkpoints' / f'step-{stop}.ckpt'}")
+    assert again.metrics == whole.metrics
+    assert again.summary["tokens"] == whole.summary["tokens"]
+    assert all(torch.equal(value, uninterrupted[name]) for name, value in weights(again.folder).items())
+
+
+def test_a_finished_budget_is_finished_after_a_resume(run, masked, tmp_path) -> None:
+    options = [*masked, "budget=1700 tokens", "trainer.max_steps=null", "trainer.max_epochs=null"]
+    first = run(*options)
+    again = run(*options, f"resume={first.folder}")
+    assert again.status == "finished"
+    assert again.summary["steps"] == first.summary["steps"]
+    # Killed after its last checkpoint, before it could say so: it says so now, without another step.
+    summary = json.loads((first.folder / "summary.json").read_text())
+    (first.folder / "summary.json").write_text(json.dumps({**summary, "status": "running", "best": {}}))
+    before = weights(first.folder)
+    late = run(*options, f"resume={first.folder}", "test=true")
+    assert late.status == "finished"
+    assert (late.summary["steps"], late.best) == (first.summary["steps"], first.best)
+    assert math.isfinite(late.metrics["test/loss"])
+    assert all(torch.equal(value, before[name]) for name, value in weights(late.folder).items())
+
+
 DIVERGING = """
 from lit_tfm.tasks.masked_lm import MaskedLM
 

@@ -157,7 +157,7 @@ class Task(LightningModule):
             scale = scale * (self.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0)
         torch._foreach_mul_(local, scale.to(local[0].dtype))
 
-        self._set_learning_rate(optimizer)
+        self._set_learning_rate(optimizer, tokens)
         self._account(loss / count.clamp(min=1.0), norm, count, tokens, seconds)
 
     def _agree(self, squares: Tensor, sharded: bool) -> tuple[Tensor, ...]:
@@ -176,9 +176,10 @@ class Task(LightningModule):
             dist.all_reduce(vector)
         return vector.unbind()
 
-    def _set_learning_rate(self, optimizer: Optimizer) -> None:
+    def _set_learning_rate(self, optimizer: Optimizer, tokens: Tensor) -> None:
         # The middle of the step: neither the first nor the last step is spent at a learning rate of zero.
-        factor = self.schedule(self.progress.fraction(self.trainer.global_step + 0.5))
+        ahead = float(tokens) / 2 if self.progress.max_tokens else 0.0
+        factor = self.schedule(self.progress.fraction(self.trainer.global_step + 0.5, ahead))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 

@@ -1,24 +1,28 @@
-"""How far a run is: one number in [0, 1], the largest of steps done / max_steps and seconds used / budget.
+"""How far a run is: one number in [0, 1], the largest of what is done of each bound: steps, tokens, seconds.
 
-Schedules, validation and the end of the run read only that number, so a run with `budget=10m` anneals to its end
-just as one with `max_steps` does.
+Schedules, validation and the end of the run read only that number, so a run with `budget=10m` or
+`budget='2e6 tokens'` anneals to its end just as one with `max_steps` does.
 """
 
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from lit_tfm.tasks.budget import Budget, nominal
+
 
 @dataclass
 class Progress:
-    """Steps and training seconds against their bounds; at least one bound must be given.
+    """Steps, tokens and training seconds against their bounds; at least one bound must be given.
 
     `seconds` counts training only: validation, checkpoints and pictures are outside of it (`paused`). It is kept in
-    checkpoints, so a resumed run goes on with the time that is left.
+    checkpoints, as tokens are, so a resumed run goes on with what is left.
     """
 
     max_steps: int | None = None
     budget: float | None = None  # seconds of training
+    max_tokens: float | None = None
+    asked: Budget | None = None  # what `budget` or `max_tokens` came from
     seconds: float = 0.0  # training time agreed on by all ranks at the last optimizer step
     tokens: int = 0  # non-padding input tokens of all ranks
     targets: int = 0  # tokens (or examples) the loss was taken over
@@ -44,11 +48,27 @@ class Progress:
         if running:
             self._since = time.perf_counter()
 
-    def fraction(self, step: float) -> float:
-        """Progress in [0, 1] at `step` optimizer steps (may be fractional) and the seconds of the last one."""
+    def bound(self, budget: Budget | None, flops_per_token: float | None) -> None:
+        """End with this budget, or only with `max_steps` where it is None."""
+        self.asked, self.budget, self.max_tokens = budget, None, None
+        if budget is not None and budget.unit == "seconds":
+            self.budget = budget.amount
+        elif budget is not None:
+            self.max_tokens = budget.amount / (flops_per_token if budget.unit == "flops" else 1)
+
+    def fraction(self, step: float, ahead: float = 0.0) -> float:
+        """Progress in [0, 1] at `step` optimizer steps, the seconds of the last one, and `ahead` tokens more.
+
+        Tokens are counted by whole steps: in the middle of one, `step` and `ahead` both say how far into it.
+        """
         by_steps = step / self.max_steps if self.max_steps else 0.0
         by_time = self.seconds / self.budget if self.budget else 0.0
-        return min(1.0, max(by_steps, by_time))
+        by_tokens = (self.tokens + ahead) / self.max_tokens if self.max_tokens else 0.0
+        return min(1.0, max(by_steps, by_time, by_tokens))
+
+    def nominal(self, share: float) -> int:
+        """A share of the run as a whole number that all trials of a sweep have in common; see `Budget.nominal`."""
+        return nominal(share, self.asked)
 
     def state(self) -> dict[str, float]:
         return {"seconds": self.seconds, "tokens": self.tokens, "targets": self.targets}
