@@ -98,6 +98,7 @@ class ClassificationData(TextData):
     ) -> None:
         self.max_length = max_length
         self.classes: dict[str, np.ndarray] = {}
+        self.known: DataFacts | None = None  # of the run to be evaluated: its labels, in its order
         super().__init__(tokenizer, batch_tokens=batch_tokens, **options)
         self.files |= {"text_b": plain(text_b), "label": plain(label), "labels": plain(labels)}
         self.files |= {"label_offset": label_offset, "label_separator": label_separator}
@@ -143,22 +144,31 @@ class ClassificationData(TextData):
         if "test" in stored and (stored["test"][1] == HIDDEN).all():
             log.info("%s hides the labels of its test split: it is left out", source.name)
             del stored["test"], self.stores["test"]
-        self.names = source.labels or tuple(stored["train"][0])
+        self.names = self.known.labels if self.known else source.labels or tuple(stored["train"][0])
         if len(self.names) < 2:
             raise UserError(
                 f"the training split of {source.name} has one class only ({', '.join(self.names) or 'none'}); "
                 "two are needed at least: check data.label"
             )
         self.multi_label = any(codes.ndim == 2 for _, codes in stored.values())
+        if self.known:
+            self.multi_label = self._same_kind(source.name)
         for split, (names, codes) in stored.items():
             self.classes[split] = self._numbered(names, codes, f"the {split} split of {source.name}")
+
+    def _same_kind(self, name: str) -> bool:
+        """Whether examples may have several labels. Raises UserError where they have and the run knows one only."""
+        if self.multi_label and not self.known.multi_label:
+            raise UserError(f"examples of {name} have several labels, and the run was trained to give one")
+        return self.known.multi_label
 
     def _numbered(self, names: list[str], codes: np.ndarray, where: str) -> np.ndarray:
         """Stored codes, which count the split's own names -> class numbers (N,) or 0/1 (N, L)."""
         for name in names:
             if name not in self.names:
+                lacks = "the run does not know" if self.known else "the training split lacks"
                 raise UserError(
-                    f"{where} has the label '{name}', which the training split lacks"
+                    f"{where} has the label '{name}', which {lacks}"
                     f"{nearest(name, self.names)}; there is {', '.join(self.names)}"
                 )
         if codes.ndim == 1 and (codes == HIDDEN).any():

@@ -132,16 +132,23 @@ class TextData(LightningDataModule, ABC):
         """Fill the cache, or find it filled, and open it. May run in many processes at once: one of them works."""
         if self._facts is not None:
             return
-        # The hub's columns are called as those of files unless its own options say otherwise.
-        named = {key: self.files[key] for key in ("text", "text_b", "label") if key in self.files}
-        hub = None if self.hub is None else {**named, **self.hub}
-        source = HeldOut(resolve(self.path, self.files, hub, self.fallback, self.cache_dir), self.holdout)
+        source = self.source()
         if "validation" not in source.splits():
             raise UserError(
                 f"{source.name} has no validation split; hold out a share of the training split: "
                 "data.holdout.validation=0.1"
             )
-        tokenizer = self._tokenizer(source)
+        self.open(source, self._tokenizer(source))
+
+    def source(self) -> HeldOut:
+        """Where the texts come from, with the splits it lacks held out."""
+        # The hub's columns are called as those of files unless its own options say otherwise.
+        named = {key: self.files[key] for key in ("text", "text_b", "label") if key in self.files}
+        hub = None if self.hub is None else {**named, **self.hub}
+        return HeldOut(resolve(self.path, self.files, hub, self.fallback, self.cache_dir), self.holdout)
+
+    def open(self, source: HeldOut, tokenizer: Tokenizer) -> None:
+        """Make or find the tokens of a source's splits, and know their facts."""
         self.prepare_splits(source, tokenizer)
         self.origin = {
             "name": source.name,
