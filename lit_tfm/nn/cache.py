@@ -29,10 +29,14 @@ class LayerCache:
         self.values[:, :, start:stop] = values
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
-    def reorder(self, rows: Tensor) -> None:
-        if self.keys is not None:
+    def reorder(self, rows: Tensor, length: int, memory: bool = True) -> None:
+        if self.keys is not None and len(rows) == self.keys.size(0):
+            # Only what is written: most of the buffers is not, and a beam search comes here for every token.
+            for buffer in (self.keys, self.values):
+                buffer[:, :, :length] = buffer[rows, :, :length]
+        elif self.keys is not None:
             self.keys, self.values = self.keys[rows], self.values[rows]
-        if self.memory is not None:
+        if self.memory is not None and memory:
             self.memory = (self.memory[0][rows], self.memory[1][rows])
 
 
@@ -77,9 +81,12 @@ class KVCache:
         if self.seen is not None:
             self.seen[:, self.length :] = True
 
-    def reorder(self, rows: Tensor) -> None:
-        """Keep, repeat or swap rows of the batch ((N,) int64): the step between two tokens of a beam search."""
+    def reorder(self, rows: Tensor, memory: bool = True) -> None:
+        """Keep, repeat or swap rows of the batch ((N,) int64): the step between two tokens of a beam search.
+
+        `memory=False` where rows only change places with those of the same memory: that of cross-attention stays.
+        """
         for layer in self._layers.values():
-            layer.reorder(rows)
+            layer.reorder(rows, self.length, memory)
         if self.seen is not None:
             self.seen = self.seen[rows]

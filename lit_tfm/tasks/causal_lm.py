@@ -3,16 +3,15 @@
 Letters: B blocks, T tokens, C model dim, V vocabulary.
 """
 
-from collections.abc import Callable
-
 import numpy as np
+import torch
 from torch import Tensor
 
 from lit_tfm.data.tokenizers import Tokenizer
 from lit_tfm.models.decoder import Decoder
-from lit_tfm.nn.cache import KVCache
 from lit_tfm.tasks.base import Batch, StepOutput
 from lit_tfm.tasks.language import IGNORED, LanguageTask, document_ids, language_head, pad, real, tensors
+from lit_tfm.tasks.reader import DecoderReader, Opening, Question, check_room
 
 
 class ShiftCollator:
@@ -60,19 +59,31 @@ class CausalLM(LanguageTask):
         hidden = self.model.hidden(**self.model_inputs(batch))  # (B, T, C)
         return self.vocabulary_loss(self.head(hidden.flatten(0, 1)), batch["labels"].flatten())
 
-    def reader(self, attention_mask: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """What `generation.decode` calls: takes further tokens (B, n), gives logits (B, V) of the next one.
+    def reader(self, attention_mask: Tensor | None = None) -> DecoderReader:
+        """What `generation.decode` calls; see tasks/reader.py."""
+        return DecoderReader(self.model, self.head, attention_mask)
 
-        `attention_mask` (B, T) goes with the first tokens read, the prompt: shorter prompts are padded on the left.
+    def question(self, text: str) -> Question:
+        """The prompt as it is, special tokens by their names; an empty one begins a new document.
+
+        Raises UserError where it is longer than the model's positions.
         """
-        cache = KVCache(self.model.config.max_length)
-        masks = iter([attention_mask])
+        tokenizer = self.facts.tokenizer
+        ids = tokenizer.encode(text, special=True).tolist() if text else []
+        return Question(text, check_room(ids or [tokenizer.sep_id], self.model.config.max_length))
 
-        def read(tokens: Tensor) -> Tensor:
-            hidden = self.model.hidden(tokens, attention_mask=next(masks, None), cache=cache)
-            return self.head(hidden[:, -1])
-
-        return read
+    def open(self, questions: list[Question], max_new_tokens: int) -> Opening:
+        """Prompts of several lengths stand side by side, padded on the left."""
+        padding = self.facts.tokenizer.pad_id
+        rows = [question.ids for question in questions]
+        longest = max(len(ids) for ids in rows)
+        fill = self.facts.tokenizer.sep_id if padding is None else padding
+        tokens = torch.tensor([[fill] * (longest - len(ids)) + ids for ids in rows], device=self.device)  # (B, T)
+        present = None
+        if any(len(ids) < longest for ids in rows):
+            lengths = torch.tensor([len(ids) for ids in rows], device=self.device)
+            present = torch.arange(longest, device=self.device) >= longest - lengths[:, None]
+        return Opening(self.reader(present), tokens, present)
 
     def samples(self, batch: Batch, decode, limit: int = 4) -> list[tuple[str, str]]:
         """The first half of blocks, and how the model goes on."""

@@ -38,6 +38,7 @@ class Classification(Task):
     architectures = (Encoder, Decoder, EncoderDecoder)
     monitor, mode = "val/accuracy", "max"
     headline = ("accuracy", "macro_f1", "mcc", "loss")
+    writes_nothing = "a classifier generates no text; predict does: it gives labels"
     head_share = 0.0  # no logits over the vocabulary, but for the few tokens of a label's text
 
     def __init__(

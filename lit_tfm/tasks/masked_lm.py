@@ -92,6 +92,7 @@ class MaskedLM(LanguageTask):
 
     architectures = (Encoder,)
     headline = (*LanguageTask.headline, "masked_accuracy")
+    writes_nothing = "a masked LM continues no text, it fills masks; predict does"
 
     def __init__(
         self,

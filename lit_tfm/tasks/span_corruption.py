@@ -7,7 +7,6 @@
 Letters: B blocks, T tokens of a block, E encoder tokens, D decoder tokens, S spans, C model dim, V vocabulary.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +19,8 @@ from lit_tfm.data.tokenizers import Tokenizer
 from lit_tfm.errors import UserError
 from lit_tfm.models.cost import flops_per_token
 from lit_tfm.models.encoder_decoder import EncoderDecoder
-from lit_tfm.nn.cache import KVCache
 from lit_tfm.tasks.base import Batch, StepOutput
+from lit_tfm.tasks.blanks import BlankOrder, encoded, pieces_of
 from lit_tfm.tasks.language import (
     IGNORED,
     LanguageTask,
@@ -31,6 +30,7 @@ from lit_tfm.tasks.language import (
     real,
     tensors,
 )
+from lit_tfm.tasks.reader import MemoryReader, Opening, Question, check_room
 
 # Streams of the counter-based noise: one number a decision, so that no decision moves another.
 WHERE, HOW_LONG = 0, 1
@@ -266,19 +266,34 @@ class SpanCorruption(LanguageTask):
         metrics = super().report({name: mean for name, mean in means.items() if name != "text_loss"}, stage)
         return metrics | {name: of_text[name] for name in ("word_perplexity", "bits_per_byte") if name in of_text}
 
-    def reader(self, inputs: Batch) -> Callable[[Tensor], Tensor]:
-        """What `generation.decode` calls: takes further decoder tokens (B, n), gives logits (B, V) of the next one.
+    def reader(self, inputs: Batch) -> MemoryReader:
+        """What `generation.decode` calls; see tasks/reader.py. `inputs`: one document a row."""
+        return MemoryReader(self.model, self.head, inputs)
 
-        `inputs`: `input_ids` (B, E) and, with padding, `attention_mask`; one document a row.
+    def question(self, text: str) -> Question:
+        """A text with blanks, `___` or `<extra_id_0>`; one without is read as it is, and anything may be written.
+
+        Raises UserError for an empty text, more blanks than sentinels, or more tokens than the model has positions.
         """
-        memory = self.model.encode(**inputs)  # (B, E, C)
-        cache = KVCache(self.model.config.max_length)
+        tokenizer, pieces = self.facts.tokenizer, pieces_of(text)
+        ids = encoded(pieces, tokenizer) if pieces else tokenizer.encode(text).tolist()
+        if not ids:
+            raise UserError("the prompt is empty; give a text with blanks, e.g. 'the ___ fox jumps'")
+        return Question(text, check_room(ids, self.model.config.max_length), pieces)
 
-        def read(tokens: Tensor) -> Tensor:
-            hidden = self.model.decode(tokens, memory, inputs.get("attention_mask"), cache=cache)
-            return self.head(hidden[:, -1])
-
-        return read
+    def open(self, questions: list[Question], max_new_tokens: int) -> Opening:
+        """The texts go through the encoder, padded on the right; the decoder begins with its start token."""
+        tokenizer, start = self.facts.tokenizer, self.collator().start_id
+        rows = [np.array(question.ids) for question in questions]
+        tokens = pad(rows, start)
+        present = real(rows, tokens.shape[1])
+        inputs = {"input_ids": tokens, "attention_mask": None if present.all() else present}
+        inputs = {name: value.to(self.device) for name, value in tensors(inputs).items()}
+        blanks = [question.blanks for question in questions]
+        rules = ()
+        if any(blanks):
+            rules = (BlankOrder(blanks, tokenizer, max_new_tokens),)
+        return Opening(self.reader(inputs), torch.full((len(rows), 1), start, device=self.device), rules=rules)
 
     def samples(self, batch: Batch, decode, limit: int = 4) -> list[tuple[str, str]]:
         """Blocks with their sentinels, and what the model writes for them. Documents in a block are read as one."""
