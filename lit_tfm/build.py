@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
-from lit_tfm.callbacks.checkpoints import AtomicCheckpointIO
+from lit_tfm.callbacks.checkpoint_files import AtomicCheckpointIO
 from lit_tfm.callbacks.metrics_csv import MetricsCsv
 from lit_tfm.callbacks.pace import NEVER, Pace
 from lit_tfm.callbacks.preemption import Preemption

@@ -8,7 +8,7 @@ import errno
 import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from rich.console import Console
 from lit_tfm import hardware as machines
 from lit_tfm import launch, screens
 from lit_tfm.build import Parts, build, build_trainer, data_record, resume_checkpoint
+from lit_tfm.callbacks.checkpoint_files import check, newest
 from lit_tfm.callbacks.checkpoints import Checkpoints
 from lit_tfm.callbacks.preemption import Stopped
 from lit_tfm.callbacks.record import Record
@@ -42,7 +43,7 @@ class Session:
         self.console = Console(quiet=quiet or launch.rank() > 0)
         self.hardware = machines.choose(cfg.trainer)
         launch.check(self.hardware)
-        self.resume = launch.handed_on() or find_checkpoint(cfg)
+        self.resume = launch.handed_on() or find_checkpoint(cfg, self.console.print)
 
     def run(self) -> Result:
         hush()
@@ -222,23 +223,41 @@ def check_same_run(cfg: DictConfig, run: RunFolder) -> None:
         )
 
 
-def find_checkpoint(cfg: DictConfig) -> Path | None:
-    """The checkpoint that `resume` names; with `auto`, None where there is nothing to go on from."""
+def find_checkpoint(cfg: DictConfig, say: Callable[[str], None]) -> Path | None:
+    """The whole checkpoint that `resume` names; with `auto`, None where there is nothing to go on from.
+
+    Of a folder it is the newest that is whole; `say` is told of each newer one that is not. A file that is named must
+    be whole itself.
+    """
     if cfg.resume is None:
         return None
     if cfg.resume == "auto":
-        folders = [Path(cfg.output_dir)] if cfg.output_dir else sorted((Path("outputs") / str(cfg.name)).glob("*"))
-        found = [path for folder in folders if (path := folder / "checkpoints" / "last.ckpt").exists()]
-        if not cfg.output_dir:  # the newest one that has not ended
-            found = [path for path in found if RunFolder(path.parent.parent).status() not in ENDED]
-        return max(found, key=lambda path: path.stat().st_mtime) if found else None
-    path = Path(cfg.resume)
-    path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(
-            f"resume={cfg.resume}: there is no checkpoint {path}; name a run folder or a .ckpt file, or resume=auto"
-        )
-    return path
+        folder = unfinished(cfg)
+        if folder is None:
+            return None
+    else:
+        folder = Path(cfg.resume)
+        if folder.is_file():
+            if wrong := check(folder):
+                raise UserError(f"resume={folder}: the checkpoint is broken ({wrong}); type resume={folder.parents[1]}")
+            return folder
+    found, broken = newest(folder / "checkpoints", cfg.resume)
+    for notice in broken:
+        say(f"{notice}; going on from {found.name}")
+    return found
+
+
+def unfinished(cfg: DictConfig) -> Path | None:
+    """output_dir, where it is named, else the newest run of this name that has not ended, if it has a checkpoint."""
+    if cfg.output_dir:
+        return Path(cfg.output_dir) if newest_time(Path(cfg.output_dir)) else None
+    folders = [folder for folder in (Path("outputs") / str(cfg.name)).glob("*") if newest_time(folder)]
+    return max((f for f in folders if RunFolder(f).status() not in ENDED), key=newest_time, default=None)
+
+
+def newest_time(run: Path) -> float:
+    """When a checkpoint was last taken; 0 where there is none."""
+    return max((path.stat().st_mtime for path in (run / "checkpoints").glob("[!.]*.ckpt")), default=0.0)
 
 
 def hush() -> None:

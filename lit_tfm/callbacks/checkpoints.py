@@ -1,4 +1,4 @@
-"""Checkpoints: the newest, the best, and one every n steps, each written whole or not at all.
+"""Checkpoints: the newest, the best, and one every n steps.
 
 A checkpoint is only taken between two optimizer steps, and all that Lightning counts is brought into one canonical
 form that follows from the step alone (`between_steps`). With data that is a function of the step, this is what makes
@@ -12,37 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning import Callback, Trainer
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from lit_tfm.callbacks.checkpoint_files import LAST, save_weights
 from lit_tfm.tasks.base import NonFiniteLoss
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Written to a temporary name, synced, renamed: a crash in the middle leaves the previous checkpoint."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            raise (_disk_error(error) or error) from None
-        os.replace(temporary, path)
-
-
-def _disk_error(error: BaseException | None) -> OSError | None:
-    """What the disk answered: torch.save buries it under a RuntimeError about positions in its archive."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
 
 
 class Checkpoints(Callback):
@@ -71,7 +45,7 @@ class Checkpoints(Callback):
             return
         value = pl_module.measured.get(self.monitor)
         place = self._place(value, trainer.global_step) if value is not None else None
-        self._save(trainer, "last.ckpt", weights=True)
+        self._save(trainer, LAST, weights=True)
         if place is not None:
             for rank in range(len(self.ranking) - 1, place, -1):
                 self._shift(trainer, rank)
@@ -79,7 +53,7 @@ class Checkpoints(Callback):
 
     def save_last(self, trainer: Trainer) -> None:
         """Where the run stands now, between two steps. Collective."""
-        self._save(trainer, "last.ckpt", weights=True)
+        self._save(trainer, LAST, weights=True)
 
     def _place(self, value: float, step: int) -> int | None:
         """Where among the best this validation comes in; None where it does not."""
@@ -132,22 +106,6 @@ def finite(module: nn.Module) -> bool:
     if dist.is_initialized():
         dist.all_reduce(good, dist.ReduceOp.MIN)
     return bool(good)
-
-
-def save_weights(checkpoint: Path) -> None:
-    """`state_dict` of a checkpoint as safetensors beside it; tied weights stand once, under their first name."""
-    state = torch.load(checkpoint, weights_only=True, mmap=True)["state_dict"]
-    seen: set[tuple] = set()
-    plain = {}
-    for name, tensor in state.items():
-        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape)
-        if place not in seen:
-            plain[name] = tensor.contiguous()
-        seen.add(place)
-    final = checkpoint.with_suffix(".safetensors")
-    temporary = final.with_name(f".{final.name}.partial")
-    save_file(plain, temporary)
-    os.replace(temporary, final)
 
 
 def between_steps(loop: dict[str, Any], step: int, accumulate: int) -> dict[str, Any]:

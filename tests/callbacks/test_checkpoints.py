@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_tfm.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, between_steps
+from lit_tfm.callbacks.checkpoint_files import AtomicCheckpointIO
+from lit_tfm.callbacks.checkpoints import Checkpoints, between_steps
 
 QUICK = ["data.block_size=32", "data.batch_size=4", "tokenizer.vocab_size=400", "data.val_limit=4", "budget=null"]
 MLM = ["experiment=bert_small", *QUICK, "trainer.max_steps=8", "trainer.val_every=2"]

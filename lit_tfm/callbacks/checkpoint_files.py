@@ -1,0 +1,119 @@
+"""Checkpoint files: written whole or not at all, checked before they are trusted, and never the only one.
+
+    last.ckpt          the newest; previous.ckpt the one before it
+    best.ckpt          the best validations, best-2.ckpt ...; step-N.ckpt where they were asked for
+    *.safetensors      the plain weights of best and last
+
+A checkpoint is a zip archive in which torch keeps a CRC-32 of every record; `check` reads all of them.
+"""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from safetensors.torch import save_file
+
+from lit_tfm.errors import UserError
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """To a temporary name, synced, renamed: a crash in the middle leaves the checkpoint before.
+
+    The newest of a run is kept as previous.ckpt until the next: should the disk have spoilt one, there is another.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.partial")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            raise (_disk_error(error) or error) from None
+        if path.name == LAST and path.exists():
+            os.replace(path, path.with_name(PREVIOUS))  # killed here, `newest` finds that one
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+
+
+def save_weights(checkpoint: Path) -> None:
+    """`state_dict` of a checkpoint as safetensors beside it; tied weights stand once, under their first name."""
+    state = torch.load(checkpoint, weights_only=True, mmap=True)["state_dict"]
+    seen: set[tuple] = set()
+    plain = {}
+    for name, tensor in state.items():
+        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape)
+        if place not in seen:
+            plain[name] = tensor.contiguous()
+        seen.add(place)
+    final = checkpoint.with_suffix(".safetensors")
+    temporary = final.with_name(f".{final.name}.partial")
+    save_file(plain, temporary)
+    os.replace(temporary, final)
+
+
+def check(path: Path) -> str | None:
+    """None where the file is a whole checkpoint of a run, else what is wrong with it. Executes nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (broken := archive.testzip()) is not None:
+                return f"the checksum of {broken} is wrong"
+        saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    except pickle.UnpicklingError:
+        return "it holds more than plain values; what is in it was not executed"
+    except OSError as error:
+        return error.strerror or str(error)
+    except Exception as error:  # bytes from anywhere: whatever a reader stumbles over, the file is broken
+        return " ".join(str(error).split())[:120] or type(error).__name__
+    missing = [key for key in ("state_dict", "global_step", "loops", "lit_tfm") if key not in saved]
+    return f"it lacks {', '.join(missing)}" if missing else None
+
+
+def newest(folder: Path, asked: str = "auto") -> tuple[Path, list[str]]:
+    """The newest whole checkpoint of a run's `checkpoints/`, and a sentence on each newer one that is broken.
+
+    Raises UserError where there is none; `asked` is what was typed as `resume=`.
+    """
+    there = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
+    others = [path for path in folder.glob("[!.]*.ckpt") if path not in there]
+    notices: list[str] = []
+    for path in [*there, *sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)]:
+        if (wrong := check(path)) is None:
+            return path, notices
+        notices.append(f"{path} is broken ({wrong})")
+    if notices:
+        raise UserError(f"resume={asked}: {'; '.join(notices)}; none is whole: train anew, with another output_dir")
+    raise UserError(
+        f"resume={asked}: there is no checkpoint in {folder}; name a run folder or a .ckpt file, or resume=auto"
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in it last through a power cut. Some file systems have no such thing, and need none."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """What the disk answered: torch.save buries it under a RuntimeError about positions in its archive."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
