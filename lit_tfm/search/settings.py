@@ -1,0 +1,555 @@
+"""A sweep as it was asked for: sweeps/NAME.yaml under what was typed. Whatever can be wrong with it is found here,
+before a study exists.
+
+Storing (`to_plain`) and reading it again needs no composing; `space` and `compose` do that on first use.
+"""
+
+import importlib.util
+import inspect
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import optuna
+from omegaconf import DictConfig, OmegaConf
+
+from lit_tfm import config
+from lit_tfm.errors import UserError, nearest
+from lit_tfm.search.composer import Composer, read_word, word
+from lit_tfm.search.expressions import is_number
+from lit_tfm.search.space import Choice, Divisor, Number, Space
+from lit_tfm.tasks.budget import Budget
+
+KINDS = ("crash", "oom", "nan", "timeout")  # of failure
+RETRIES = {"crash": 1, "oom": 1, "nan": 0, "timeout": 0}
+DIRECTIONS = ("minimize", "maximize")
+# What a trial is told besides the metrics of its run.
+FIGURES = {"parameters", "flops_per_token", "tokens_per_second", "seconds"}
+# Keys of a run that are the sweep's own business.
+OWN = {
+    "output_dir": "the sweep names the trials' folders",
+    "resume": "running the sweep's command again goes on with it",
+    "dry_run": "try one trial with lit_tfm.train first",
+    "experiment": "write experiment=NAME beside the space, not in it",
+}
+MASK = "***"
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Plain values only. Times are seconds. `metric` and `direction` are tuples, also of one."""
+
+    name: str
+    experiment: str
+    space_raw: dict[str, Any]
+    fixed: dict[str, Any] = field(default_factory=dict)
+    constraints: tuple[str, ...] = ()
+    metric: tuple[str, ...] = ("val/loss",)
+    direction: tuple[str, ...] = ("minimize",)
+    n_trials: int = 20  # in total, failed and pruned ones included
+    timeout: float | None = None  # of the whole sweep
+    trial_timeout: float | None = None
+    budget: str | None = None  # of each trial: 90s, 2e6 tokens, 1e13 flops; None: the experiment's own
+    rungs: tuple[float, ...] | None = None  # shares of the budget at which a trial reports; None: every validation
+    seeds: tuple[int, ...] | None = None  # a trial trains once with each and reports the mean; None: once
+    sampler: dict[str, Any] = field(default_factory=lambda: {"_target_": "optuna.samplers.TPESampler"})
+    pruner: dict[str, Any] | None = None
+    retries: dict[str, int] = field(default_factory=lambda: dict(RETRIES))
+    workers: int = 1
+    gpus_per_trial: int = 1
+    trials_per_gpu: int = 1
+    seed: int = 1  # the sampler's
+    storage: str | None = None  # None: study.journal in the folder
+    output_dir: str | None = None  # None: outputs/sweeps/<name>
+    config_dir: str | None = None
+    allow_targets: tuple[str, ...] = ()  # typed, never stored
+
+    # ---- what follows --------------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir or Path("outputs") / "sweeps" / self.name)
+
+    def trial_folder(self, number: int, seed: int | None = None) -> Path:
+        folder = self.folder / "trials" / f"{number:04d}"
+        return folder if seed is None else folder / f"seed-{seed}"
+
+    @property
+    def multi_objective(self) -> bool:
+        return len(self.metric) > 1
+
+    @cached_property
+    def composer(self) -> Composer:
+        return Composer(self.words(), self.config_dir)
+
+    @cached_property
+    def space(self) -> Space:
+        """Raises UserError where it can't be searched."""
+        return Space(self.space_raw, self.composer, self.constraints)
+
+    def words(self) -> list[str]:
+        """The command line of every trial, without what is searched."""
+        ends = {}
+        if self.budget is not None:  # it alone ends a trial, unless the sweep says otherwise
+            ends = {"trainer.max_steps": None, "trainer.max_epochs": None, "budget": self.budget}
+        allowed = {"allow_targets": list(self.allow_targets)} if self.allow_targets else {}
+        values = {"experiment": self.experiment, **ends, **self.fixed, **allowed}
+        return [word(key, value) for key, value in values.items()]
+
+    def command_words(self, params: Mapping[str, Any]) -> list[str]:
+        """The command line of a trial: `python -m lit_tfm.train` and these trains it once more."""
+        return [*self.words(), *self.space.overrides(params)]
+
+    def compose(self, params: Mapping[str, Any], number: int, seed: int | None = None) -> DictConfig:
+        """The config of trial `number`, resolved and checked, with its folder."""
+        values = self.space.values(params)
+        if seed is not None:
+            values["seed"] = seed
+        return self.composer.compose({**values, "output_dir": str(self.trial_folder(number, seed))})
+
+    def build_sampler(self, salt: int = 0) -> optuna.samplers.BaseSampler:
+        """`salt` (a worker's number, an attempt's) keeps processes with the same seed from drawing the same."""
+        return _built(self.sampler, "sampler", {"seed": self.seed + 1_000_003 * salt})
+
+    def build_pruner(self) -> optuna.pruners.BasePruner | None:
+        return None if self.pruner is None else _built(self.pruner, "pruner", {})
+
+    # ---- storing -------------------------------------------------------------------------------------------------
+
+    def to_plain(self) -> dict[str, Any]:
+        """For sweep.yaml. A password in the storage's URL is masked."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "allow_targets"}
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+        plain["space"] = plain.pop("space_raw")
+        plain["storage"] = masked(self.storage)
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], storage: str | None = None) -> "SweepConfig":
+        """What `to_plain` gave; `storage` is the URL where its password was masked. Raises UserError for the rest."""
+        unknown = set(plain) - {f.name for f in fields(cls)} - {"space"}
+        if unknown or not {"name", "experiment", "space"} <= set(plain):
+            raise UserError(f"no sweep: {', '.join(sorted(unknown)) or 'name, experiment or space is missing'}")
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+        values["space_raw"] = values.pop("space")
+        values.pop("allow_targets", None)  # only what was typed may widen what a config may call
+        return cls(**{**values, "storage": storage or values.get("storage")})
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What may not change while a study goes on; compare two with `Space.differences`."""
+        told = {name: getattr(self, name) for name in ("experiment", "metric", "direction", "budget", "seeds", "rungs")}
+        told = {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()}
+        fixed = {f"fixed.{key}": value for key, value in sorted(self.fixed.items()) if key not in ("cache_dir",)}
+        return {**told, **fixed, **self.space.fingerprint()}
+
+
+def masked(storage: str | None) -> str | None:
+    """postgresql://user:secret@host/db -> postgresql://user:***@host/db"""
+    if storage is None or "://" not in storage:
+        return storage
+    parts = urlsplit(storage)
+    if parts.password is None:
+        return storage
+    return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", f":{MASK}@")))
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def load(arguments: list[str], config_dir: str | Path | None = None) -> SweepConfig:
+    """`sweep=NAME|PATH.yaml`, keys of the sweep, and anything else for all trials (`data.path=...`), as typed.
+
+    Raises UserError, in one line, for whatever is wrong with it.
+    """
+    typed = [read_word(argument) for argument in arguments]
+    names = [value for key, value in typed if key == "sweep"]
+    if len(names) != 1:
+        raise UserError(f"type one sweep=NAME; there is {', '.join(known_sweeps())}, or sweep=PATH.yaml")
+    path = find(str(names[0]))
+    raw = read_yaml(path)
+    for key, value in typed:
+        if key != "sweep":
+            _apply(raw, key, value)
+    sweep = _checked({"name": path.stem, **raw}, str(config_dir) if config_dir else None)
+    check(sweep)
+    return sweep
+
+
+def known_sweeps() -> list[str]:
+    return sorted(path.stem for path in (config.ROOT / "sweeps").glob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """The yaml of a sweep's name or path."""
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UserError(f"sweep={name}: there is no such file; name a yaml, or one of {', '.join(known_sweeps())}")
+        return path
+    path = config.ROOT / "sweeps" / f"{name}.yaml"
+    if name not in known_sweeps():
+        known = known_sweeps()
+        raise UserError(f"sweep={name}: no such sweep{nearest(name, known)}; there is {', '.join(known)}")
+    return path
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Raises UserError for what is no yaml, or names a key that a sweep does not have."""
+    try:
+        loaded = OmegaConf.load(path)
+        raw = OmegaConf.to_container(loaded, resolve=True)
+    except (OSError, UnicodeDecodeError, *config.COMPOSING) as error:
+        raise UserError(f"{path}: can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict) or not raw:
+        raise UserError(f"{path}: holds no keys; a sweep has experiment, metric, direction, n_trials, space ...")
+    for key in raw:
+        if key not in _keys():
+            raise UserError(f"{path}: {key}: a sweep has no such key{nearest(str(key), _keys())}")
+    return {str(key): value for key, value in raw.items()}
+
+
+def _keys() -> list[str]:
+    """What a sweep's yaml may hold."""
+    hidden = ("space_raw", "config_dir", "allow_targets")
+    return ["space", *(f.name for f in fields(SweepConfig) if f.name not in hidden)]
+
+
+def _apply(raw: dict[str, Any], key: str, value: Any) -> None:
+    """One word of the command line on the sweep's yaml; what is no key of a sweep is fixed for all trials."""
+    deleted, key = key.startswith("~"), key.lstrip("~")
+    top, _, rest = key.partition(".")
+    if top in ("fixed", "space") and rest:
+        _apply_nested(raw, top, rest, None if deleted else value)
+    elif deleted:
+        raise UserError(f"~{key}: only ~space.KEY and ~fixed.KEY can be taken away")
+    elif top == "allow_targets":
+        raw["allow_targets"] = value
+    elif top in _keys() and rest and top in ("sampler", "pruner", "retries"):
+        node = raw.get(top)
+        node = _as_retries(node) if top == "retries" else node
+        if node is None and top == "pruner":
+            raise UserError(
+                f"{key}={value}: the sweep has no pruner; type pruner._target_=optuna.pruners.MedianPruner first"
+            )
+        raw[top] = {**(node or {"_target_": "optuna.samplers.TPESampler"}), rest: value}
+    elif top in _keys():
+        if rest:
+            raise UserError(f"{key}: {top} has no parts; type {top}=VALUE")
+        raw[top] = value
+    else:
+        _apply_fixed(raw, key, value)
+
+
+def _apply_nested(raw: dict[str, Any], top: str, rest: str, value: Any) -> None:
+    """`space.KEY={low:..}`, `space.KEY.low=..`, and null takes an entry away."""
+    node = dict(raw.get(top) or {})
+    parent, _, leaf = rest.rpartition(".")
+    if top == "space" and leaf in ("low", "high", "log", "step", "choices", "when", "value") and parent in node:
+        entry = node[parent] if isinstance(node[parent], Mapping) else {"value": node[parent]}
+        node[parent] = {**entry, leaf: value}
+    elif top == "space" and value is None:
+        if rest not in node:
+            raise UserError(f"space.{rest}=null: it is not searched{nearest(rest, node)}")
+        del node[rest]
+    else:
+        node[rest] = value
+    raw[top] = node
+
+
+def _apply_fixed(raw: dict[str, Any], key: str, value: Any) -> None:
+    known = [*_keys(), "sweep", *(name for name in config.known_keys() if "." not in name)]
+    top = key.partition(".")[0].partition("@")[0].partition("/")[0]
+    if top not in known or top == "hydra":
+        raise UserError(f"{key}: no such key{nearest(top, known)}; neither a sweep nor a run has it")
+    fixed = dict(raw.get("fixed") or {})
+    fixed[key] = value
+    raw["fixed"] = fixed
+
+
+# ---- checking ----------------------------------------------------------------------------------------------------
+
+
+def _checked(raw: dict[str, Any], config_dir: str | None) -> SweepConfig:
+    """Every value has its type and range."""
+    given = dict(raw)
+    for key in ("experiment", "space"):
+        if not given.get(key):
+            raise UserError(f"{key}: a sweep needs one; type {key}=... or write it into the sweep's yaml")
+    values = {
+        "name": _text(given, "name"),
+        "experiment": _text(given, "experiment"),
+        "space_raw": _mapping(given, "space"),
+        "fixed": _flat(_mapping(given, "fixed")),
+        "constraints": tuple(map(str, _list(given, "constraints"))),
+        "metric": tuple(map(str, _list(given, "metric", ["val/loss"]))),
+        "direction": tuple(map(str, _list(given, "direction", ["minimize"]))),
+        "timeout": _time(given, "timeout"),
+        "trial_timeout": _time(given, "trial_timeout"),
+        "budget": _budget(given.get("budget")),
+        "rungs": _rungs(given.get("rungs")),
+        "seeds": _seeds(given.get("seeds")),
+        "sampler": _mapping(given, "sampler") or {"_target_": "optuna.samplers.TPESampler"},
+        "pruner": _mapping(given, "pruner") or None,
+        "retries": _as_retries(given.get("retries")),
+        "storage": None if given.get("storage") is None else _text(given, "storage"),
+        "output_dir": None if given.get("output_dir") is None else _text(given, "output_dir"),
+        "config_dir": config_dir,
+        "allow_targets": tuple(map(str, _list(given, "allow_targets"))),
+    }
+    for key, least, usual in (
+        ("n_trials", 1, 20),
+        ("workers", 1, 1),
+        ("gpus_per_trial", 0, 1),
+        ("trials_per_gpu", 1, 1),
+        ("seed", 0, 1),
+    ):
+        values[key] = _count(given, key, least, usual)
+    return SweepConfig(**values)
+
+
+def check(sweep: SweepConfig) -> None:
+    """The parts fit each other, and there is something to try. Raises UserError for the first that does not."""
+    _check_objectives(sweep)
+    _check_own_keys(sweep)
+    space = sweep.space
+    for key in sweep.space_raw:
+        if key in sweep.fixed:
+            raise UserError(f"{key} is searched and fixed at {sweep.fixed[key]}; type ~space.{key} to fix it")
+    _check_sampler(sweep, space)
+    if sweep.pruner is not None:
+        _built(sweep.pruner, "pruner", {})
+    sweep.composer.base({})
+    space.check_feasible()
+
+
+def _check_objectives(sweep: SweepConfig) -> None:
+    if len(sweep.metric) != len(sweep.direction):
+        raise UserError(
+            f"metric has {len(sweep.metric)} names and direction {len(sweep.direction)}; "
+            "give one direction for each metric, e.g. metric=[val/loss,parameters] direction=[minimize,minimize]"
+        )
+    if len(set(sweep.metric)) < len(sweep.metric):
+        raise UserError(f"metric={list(sweep.metric)}: a name stands there twice")
+    for direction in sweep.direction:
+        if direction not in DIRECTIONS:
+            near = nearest(direction, DIRECTIONS) or "; it can be minimize or maximize"
+            raise UserError(f"direction={direction}: no such direction{near}")
+    for name in sweep.metric:
+        if name not in FIGURES and not re.fullmatch(r"(val|test|train)/[\w./-]+", name):
+            near = nearest(name, [*FIGURES, "val/loss", "val/accuracy"])
+            raise UserError(
+                f"metric={name}: write val/NAME, e.g. val/loss, or one of {', '.join(sorted(FIGURES))}{near}"
+            )
+    if sweep.multi_objective and sweep.pruner is not None:
+        raise UserError("a pruner compares trials by one metric, and there are several; type pruner=null")
+
+
+def _check_own_keys(sweep: SweepConfig) -> None:
+    for where, keys in (("space", sweep.space_raw), ("fixed", sweep.fixed)):
+        for key in keys:
+            if key in OWN:
+                raise UserError(f"{where}.{key}: {OWN[key]}")
+            if key in _keys() and key not in ("seed", "name"):
+                raise UserError(f"{where}.{key}: {key} is a key of the sweep itself; type {key}={keys[key]}")
+    if "seed" in sweep.space_raw and sweep.seeds:
+        raise UserError("seed is searched, and seeds names those of every trial; leave one out")
+    if "seed" in sweep.fixed and sweep.seeds:
+        raise UserError("fixed.seed and seeds both name the seed of a trial; leave one out")
+    if sweep.budget is None:
+        return
+    for key in ("trainer.max_steps", "trainer.max_epochs"):
+        if key in sweep.space_raw:
+            raise UserError(
+                f"space.{key}: budget={sweep.budget} ends every trial, so that all get the same; "
+                f"type ~space.{key}, or budget=null"
+            )
+
+
+def _check_sampler(sweep: SweepConfig, space: Space) -> None:
+    target = str(sweep.sampler.get("_target_"))
+    name, known = target.rpartition(".")[2], _known(optuna.samplers)
+    entries = [entry for entry in space.entries.values() if isinstance(entry, (Number, Choice, Divisor))]
+    choices = [entry.key for entry in entries if not isinstance(entry, Number)]
+    instead = "type sampler._target_=optuna.samplers.TPESampler (or RandomSampler)"
+    if target == f"optuna.samplers.{name}" and name in known:
+        if name == "GridSampler":
+            raise UserError(
+                f"GridSampler: a plain grid is `python -m lit_tfm.train -m seed=1,2,3 ...`; here, {instead}"
+            )
+        if name == "PartialFixedSampler":
+            raise UserError("PartialFixedSampler: what stays the same goes to fixed")
+        if name in ("CmaEsSampler", "QMCSampler") and choices:
+            raise UserError(
+                f"{name} draws numbers only, and {choices[0]} is a choice (it would be drawn at random); {instead}"
+            )
+        if name in ("CmaEsSampler", "QMCSampler", "GPSampler") and space.conditional():
+            raise UserError(f"{name} can't do branches, and {space.conditional()[0]} has a `when`; {instead}")
+        if name == "CmaEsSampler" and sweep.multi_objective:
+            raise UserError(f"CmaEsSampler does one objective only, and there are {len(sweep.metric)}; {instead}")
+        if name == "BruteForceSampler" and (open_ := [e.key for e in entries if _endless(e)]):
+            raise UserError(
+                f"BruteForceSampler tries everything, and {open_[0]} is continuous; give it a step, or {instead}"
+            )
+    if not entries:
+        raise UserError("space: nothing is drawn, all entries are derived; give one {low, high} or {choices}")
+    sweep.build_sampler()
+
+
+def _endless(entry: Number | Choice | Divisor) -> bool:
+    return isinstance(entry, Number) and isinstance(entry.low, float) and entry.step is None
+
+
+PACKAGES = {"CmaEsSampler": "cmaes", "GPSampler": "scipy", "QMCSampler": "scipy", "WilcoxonPruner": "scipy"}
+
+
+def _known(module: Any) -> list[str]:
+    """The classes of optuna.samplers or optuna.pruners that can be made."""
+    return [name for name in module.__all__ if inspect.isclass(getattr(module, name)) and not name.startswith("Base")]
+
+
+def _built(node: Mapping[str, Any], what: str, usual: Mapping[str, Any]) -> Any:
+    """The sampler or pruner that `node` names. Nothing but a class of optuna.samplers or optuna.pruners is made."""
+    module = getattr(optuna, f"{what}s")
+    target, known = str(node.get("_target_", "")), _known(module)
+    front, _, name = target.rpartition(".")
+    if front != f"optuna.{what}s" or name not in known:
+        near = nearest(name, known)
+        raise UserError(f"{what}._target_={target}: must be optuna.{what}s.NAME{near}; there is {', '.join(known)}")
+    if (package := PACKAGES.get(name)) and importlib.util.find_spec(package) is None:
+        raise UserError(f"{name} needs the package {package}: pip install {package}")
+    kind = getattr(module, name)
+    given = {str(key): value for key, value in node.items() if key != "_target_"}
+    given = {key: _built(value, what, {}) if _is_node(value) else value for key, value in given.items()}
+    allowed = [
+        p for p in inspect.signature(kind).parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    names = [parameter.name for parameter in allowed]
+    for key in given:
+        if key not in names:
+            raise UserError(
+                f"{what}.{key}: no such key{nearest(key, names)}; {target} takes {', '.join(names) or 'none'}"
+            )
+    missing = [p.name for p in allowed if p.default is p.empty and p.name not in given]
+    if missing:
+        raise UserError(f"{what}: {target} needs {', '.join(missing)}; type {what}.{missing[0]}=...")
+    given = {**{key: value for key, value in usual.items() if key in names}, **given}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return kind(**given)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"{what}: {target}: {' '.join(str(error).split())}") from error
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, Mapping) and "_target_" in value
+
+
+# ---- single values -----------------------------------------------------------------------------------------------
+
+
+def _text(given: Mapping[str, Any], key: str) -> str:
+    value = given[key]
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{key}={value}: a text is needed")
+    if key == "name" and not re.fullmatch(r"[\w][\w.-]*", value):
+        raise UserError(f"name={value}: letters, digits, - _ and . only: a folder is called so")
+    return value
+
+
+def _mapping(given: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = given.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        hint = f"type {key}._target_=optuna.{key}s.NAME" if key in ("sampler", "pruner") else "write KEY: VALUE lines"
+        raise UserError(f"{key}={value}: not a mapping; {hint}")
+    return dict(value)
+
+
+def _flat(fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings under dotted keys, as the command line has them."""
+    for key, value in fixed.items():
+        if isinstance(value, Mapping) and "." not in str(key) and "_target_" not in value:
+            raise UserError(f"fixed.{key}: write dotted keys, e.g. {key}.{next(iter(value), 'KEY')}: VALUE")
+    return {str(key): value for key, value in fixed.items()}
+
+
+def _list(given: Mapping[str, Any], key: str, usual: list | None = None) -> list[Any]:
+    value = given.get(key)
+    if value is None:
+        return usual or []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _count(given: Mapping[str, Any], key: str, least: int, usual: int) -> int:
+    value = given.get(key, usual)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{key}={value}: must be a whole number, at least {least}")
+    return value
+
+
+def _time(given: Mapping[str, Any], key: str) -> float | None:
+    value = given.get(key)
+    if value is None:
+        return None
+    try:
+        budget = Budget.parse(value, key)
+    except UserError:
+        budget = None
+    if isinstance(value, bool) or budget is None or budget.unit != "seconds":
+        raise UserError(f"{key}={value}: not a time; type a number and s, m or h, e.g. {key}=2h, or {key}=null")
+    return budget.amount
+
+
+def _budget(value: Any) -> str | None:
+    if value is None:
+        return None
+    if value == "auto" or isinstance(value, bool):
+        raise UserError(
+            f"budget={value}: each trial's; type e.g. budget=90s, budget='2e6 tokens' or budget='1e13 flops'"
+        )
+    Budget.parse(value)
+    return str(value)
+
+
+def _rungs(value: Any) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    good = isinstance(value, (list, tuple)) and value and all(is_number(v) and 0 < v <= 1 for v in value)
+    if not good or list(value) != sorted(set(value)):
+        raise UserError(f"rungs={value}: rising shares of a trial's budget are needed, e.g. rungs=[0.1,0.3,1]")
+    return tuple(map(float, value))
+
+
+def _seeds(value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    good = isinstance(value, (list, tuple)) and value
+    if (
+        not good
+        or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value)
+        or len(set(value)) < len(value)
+    ):
+        raise UserError(f"seeds={value}: different whole numbers are needed, e.g. seeds=[1,2,3], or null")
+    return tuple(value)
+
+
+def _as_retries(value: Any) -> dict[str, int]:
+    """One number is for every kind of failure."""
+    if value is None:
+        return dict(RETRIES)
+    given = dict.fromkeys(KINDS, value) if not isinstance(value, Mapping) else {**RETRIES, **value}
+    for kind, times in given.items():
+        if kind not in KINDS:
+            raise UserError(
+                f"retries.{kind}: no such kind of failure{nearest(str(kind), KINDS)}; there is {', '.join(KINDS)}"
+            )
+        if isinstance(times, bool) or not isinstance(times, int) or times < 0:
+            raise UserError(f"retries.{kind}={times}: must be a whole number, not negative")
+    return given

@@ -1,0 +1,633 @@
+"""What a sweep may try: the space of a sweep's yaml, drawn from by Optuna, and turned into words of the command line.
+
+An entry's key is a key of the config (`model.d_model`) or a group (`optimizer`). An entry is one of
+
+    {low: 64, high: 512, step: 64}          whole numbers; floats where one of them is; log: true
+    {choices: [adamw, muon]}                one of these
+    4 * model.d_model                       derived: arithmetic over other keys (expressions.py)
+    divisors of model.d_model with head size in [32, 64, 128]
+    {value: ENTRY, when: CONDITION}         also {low, high, when} and {choices, when}: only where the condition holds
+
+**Choices that depend.** Optuna forbids that the choices of one name change from trial to trial. So what is drawn is the
+head size, under a name of its own (`model.n_heads/head_size`, always the same choices), and the number of heads
+follows: d_model / head size. A head size that does not divide d_model makes the configuration infeasible, and another
+one is drawn. The sampler thus learns about head sizes across all widths, from one column without gaps.
+
+**Branches.** An entry whose condition does not hold is not drawn and not set: the config keeps its own value. A
+condition over a key that is itself not drawn does not hold.
+"""
+
+import ast
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lit_tfm.errors import UserError, nearest
+from lit_tfm.search.composer import Composer, word
+from lit_tfm.search.expressions import Expression, is_number
+
+COSTS = ("parameters", "flops_per_token")
+DRAWS = 200  # configurations looked at before a space is called infeasible
+_DIVISORS = re.compile(r"divisors of ([\w.]+)(?: with head size in \[([^\]]*)\])?")
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+_WORD = re.compile(r"\w+")
+_FORMS = "{low, high}, {choices}, arithmetic such as 4 * model.d_model, or divisors of KEY with head size in [32, 64]"
+
+
+@dataclass(frozen=True)
+class Number:
+    """Whole if `low`, `high` and `step` are."""
+
+    key: str
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+    when: Expression | None = None
+
+    def draw(self, trial, name: str) -> float:
+        if isinstance(self.low, int):
+            return trial.suggest_int(name, self.low, self.high, log=self.log, step=self.step or 1)
+        return trial.suggest_float(name, self.low, self.high, log=self.log, step=self.step)
+
+    def plain(self) -> dict[str, Any]:
+        return {"low": self.low, "high": self.high, "log": self.log, "step": self.step}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values. Lists are drawn by their text, which Optuna can store."""
+
+    key: str
+    choices: tuple[Any, ...]
+    when: Expression | None = None
+
+    def draw(self, trial, name: str) -> Any:
+        return trial.suggest_categorical(name, [_label(choice) for choice in self.choices])
+
+    def value(self, drawn: Any) -> Any:
+        return next((choice for choice in self.choices if _label(choice) == drawn), drawn)
+
+    def plain(self) -> dict[str, Any]:
+        return {"choices": list(self.choices)}
+
+
+@dataclass(frozen=True)
+class Divisor:
+    """`of` divided by a head size, which is what is drawn."""
+
+    key: str
+    of: str
+    sizes: tuple[int, ...]
+    when: Expression | None = None
+
+    def draw(self, trial, name: str) -> int:
+        return trial.suggest_categorical(name, list(self.sizes))
+
+    def plain(self) -> dict[str, Any]:
+        return {"divisors of": self.of, "head size": list(self.sizes)}
+
+
+@dataclass(frozen=True)
+class Derived:
+    """Computed from other keys; nothing is drawn."""
+
+    key: str
+    expression: Expression
+    when: Expression | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return {"value": _normal(self.expression)}
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value that is set where its condition holds."""
+
+    key: str
+    constant: Any
+    when: Expression | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return {"value": self.constant}
+
+
+Entry = Number | Choice | Divisor | Derived | Constant
+
+
+@dataclass
+class State:
+    """The values of one configuration while its entries are gone through."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    inactive: set[str] = field(default_factory=set)
+
+
+class Space:
+    """The entries in an order in which each finds what it depends on; checked against the config they go into.
+
+    Raises UserError for an entry that can't be read, an unknown key, a cycle, a value the config refuses.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], composer: Composer, constraints: list[str] | tuple[str, ...] = ()):
+        self.composer = composer
+        self.vocab_size: int | None = None  # the real one, once it is known: costs are exact from then on
+        self._costs = None
+        if not isinstance(raw, Mapping) or not raw:
+            raise UserError(
+                "space: nothing to search; give keys of the config, e.g. optimizer.lr: {low: 1e-4, high: 1e-2}"
+            )
+        self._keys = _Keys(raw, composer)
+        entries = {str(key): read_entry(str(key), entry, self._keys) for key, entry in raw.items()}
+        self.entries: dict[str, Entry] = _ordered(entries, composer)
+        self.constraints = [_constraint(text, _Keys(raw, composer, COSTS)) for text in constraints]
+        self._check_keys()
+        self._check_words()
+
+    # ---- drawing -------------------------------------------------------------------------------------------------
+
+    def sample(self, trial) -> dict[str, Any]:
+        """Ask `trial` (Optuna's, or one like it) for every active entry; {Optuna's name: value}."""
+        drawn: dict[str, Any] = {}
+
+        def draw(entry: Entry) -> Any:
+            drawn[name_of(entry)] = entry.draw(trial, name_of(entry))
+            return drawn[name_of(entry)]
+
+        self._walk(draw)
+        return drawn
+
+    def values(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The config keys a trial sets, derived ones included. Raises UserError where a parameter is missing."""
+
+        def known(entry: Entry) -> Any:
+            if name_of(entry) not in params:
+                raise UserError(f"a trial without {name_of(entry)} is of another space; it has {', '.join(params)}")
+            return params[name_of(entry)]
+
+        return self._walk(known)
+
+    def overrides(self, params: Mapping[str, Any]) -> list[str]:
+        """`values` as words of the command line."""
+        return [word(key, value) for key, value in self.values(params).items()]
+
+    def names(self) -> list[str]:
+        """All names Optuna may come to know."""
+        return [name_of(entry) for entry in self.entries.values() if not isinstance(entry, (Derived, Constant))]
+
+    def conditional(self) -> list[str]:
+        """Those that are drawn in some trials only."""
+        return [name_of(e) for e in self.entries.values() if e.when and not isinstance(e, (Derived, Constant))]
+
+    def _walk(self, parameter: Callable[[Entry], Any]) -> dict[str, Any]:
+        state = State()
+        for key, entry in self.entries.items():
+            lookup = self._lookup(state)
+            if entry.when is not None and not self._holds(entry.when, state):
+                state.inactive.add(key)
+            elif isinstance(entry, Derived):
+                state.values[key] = _prefixed(key, lambda e=entry, f=lookup: e.expression.evaluate(f))
+            elif isinstance(entry, Constant):
+                state.values[key] = entry.constant
+            elif isinstance(entry, Divisor):
+                state.values[key] = _divided(lookup(entry.of), parameter(entry))
+            elif isinstance(entry, Choice):
+                state.values[key] = entry.value(parameter(entry))
+            else:
+                state.values[key] = parameter(entry)
+        return state.values
+
+    def _holds(self, when: Expression, state: State) -> bool:
+        return not state.inactive.intersection(when.names) and when.evaluate(self._lookup(state))
+
+    def _lookup(self, state: State) -> Callable[[str], Any]:
+        """The value drawn for a key, else the config's own."""
+
+        def lookup(name: str) -> Any:
+            if name in state.values:
+                return state.values[name]
+            return self._keys.value(name, self._chosen(state.values))
+
+        return lookup
+
+    def _chosen(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key in self.composer.groups}
+
+    # ---- deciding ------------------------------------------------------------------------------------------------
+
+    def feasible(self, params: Mapping[str, Any]) -> str | None:
+        """None, or in words why the configuration can't be trained or breaks a constraint."""
+        return self.why_not(self.values(params))
+
+    def why_not(self, values: Mapping[str, Any]) -> str | None:
+        for entry in self.entries.values():
+            if isinstance(entry, Divisor) and isinstance(value := values.get(entry.key), float):
+                return f"{entry.key}: {entry.of} is not divisible by the head size ({value:g} heads)"
+        from lit_tfm.search.cost import Costs, model_config  # optional: torch, which reading needs not
+
+        if self._costs is None or self._costs.vocab_size != self.vocab_size:
+            self._costs = Costs(self.vocab_size)
+        cfg = self.composer.compose(values)
+        try:
+            if hasattr(config := model_config(cfg), "check"):
+                config.check()
+        except UserError as error:
+            return str(error)
+        for constraint in self.constraints:
+            if (broken := self._broken(constraint, cfg, values)) is not None:
+                return broken
+        return None
+
+    def _broken(self, constraint: Expression, cfg: DictConfig, values: Mapping[str, Any]) -> str | None:
+        def lookup(name: str) -> Any:
+            if name in COSTS:
+                return getattr(self._costs, name)(cfg)
+            return values[name] if name in values else self._keys.value(name, self._chosen(values), cfg)
+
+        if constraint.evaluate(lookup):
+            return None
+        return f"{constraint}: " + ", ".join(f"{name} is {_shown(lookup(name))}" for name in constraint.names)
+
+    def check_feasible(self) -> None:
+        """Raises UserError, with what stands most in the way, where no configuration of `DRAWS` is feasible."""
+        draw, reasons, nearest_one = Draw(0), Counter(), {}
+        for _ in range(DRAWS):
+            values = self.values(self.sample(draw))
+            try:
+                reason = self.why_not(values)
+            except UserError as error:
+                options = ", ".join(f"{key}={value}" for key, value in self._chosen(values).items())
+                raise UserError(f"{error}{f' (drawn with {options}; see when:)' if options else ''}") from error
+            if reason is None:
+                return
+            kind = next((str(c) for c in self.constraints if reason.startswith(f"{c}: ")), _NUMBER.sub("N", reason))
+            reasons[kind] += 1
+            nearest_one[kind] = _nearer(kind, nearest_one.get(kind, reason), reason)
+        worst, times = reasons.most_common(1)[0]
+        raise UserError(
+            f"space: none of {DRAWS} configurations drawn is feasible; {times} of them break {worst!r} "
+            f"(nearest: {nearest_one[worst].removeprefix(worst).lstrip(': ')}); widen the space or the constraint"
+        )
+
+    # ---- checking ------------------------------------------------------------------------------------------------
+
+    def _check_keys(self) -> None:
+        """Each key is one of the config under at least one combination of groups that the space may choose."""
+        for key in self.entries:
+            errors = [self._refused(key, chosen) for chosen in self._combinations(key)]
+            if all(errors):
+                raise errors[0]
+
+    def _combinations(self, key: str) -> Iterator[dict[str, Any]]:
+        """Options of the group that holds `key`, where the space chooses it; else the experiment's own."""
+        group = key.partition(".")[0]
+        entry = self.entries.get(group)
+        if key == group or not isinstance(entry, (Choice, Constant)):
+            return iter([{}])
+        options = entry.choices if isinstance(entry, Choice) else (entry.constant,)
+        return iter([{group: option} for option in options])
+
+    def _refused(self, key: str, chosen: dict[str, Any]) -> UserError | None:
+        entry = self.entries[key]
+        values = entry.choices if isinstance(entry, Choice) else [None]
+        try:
+            if key in self.composer.groups:
+                for value in values:
+                    self.composer.base({key: value})
+            else:
+                self.composer.check_key(key, chosen)
+        except UserError as error:
+            return error
+        return None
+
+    def _check_words(self) -> None:
+        """A condition compares a key with values it can have."""
+        for entry in [*self.entries.values()]:
+            for key, value in entry.when.literals if entry.when else []:
+                self._check_word(entry, key, value)
+
+    def _check_word(self, entry: Entry, key: str, value: Any) -> None:
+        other = self.entries.get(key)
+        if isinstance(other, Choice):
+            allowed = [*other.choices]
+        elif isinstance(other, Constant):
+            allowed = [other.constant]
+        elif other is None and key in self.composer.groups:
+            allowed = self.composer.options(key)
+        elif other is not None and not is_number(value):
+            raise UserError(f"space.{entry.key}: when: {entry.when}: {key} is a number, {value} is none")
+        else:
+            return
+        if is_number(value) and all(map(is_number, allowed)):
+            return  # compared by size perhaps
+        if value not in allowed:
+            near = nearest(str(value), map(str, allowed))
+            raise UserError(
+                f"space.{entry.key}: when: {entry.when}: {key} is never {value}{near or '; it can be '}"
+                f"{'' if near else ', '.join(map(str, allowed))}"
+            )
+
+    # ---- telling apart -------------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain values that differ where two spaces do; the order of keys and the way of writing don't count."""
+        told = {f"space.{key}": _told(entry) for key, entry in sorted(self.entries.items())}
+        return {**told, "constraints": sorted(map(_normal, self.constraints))}
+
+    @staticmethod
+    def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+        """One line a difference of two fingerprints: `space.optimizer.lr: {...} -> {...}`."""
+        lines = []
+        for key in [*old, *(key for key in new if key not in old)]:
+            if key not in new:
+                lines.append(f"{key}: {_json(old[key])} -> not there")
+            elif key not in old:
+                lines.append(f"{key}: not there -> {_json(new[key])}")
+            elif _json(old[key]) != _json(new[key]):
+                lines.append(f"{key}: {_json(old[key])} -> {_json(new[key])}")
+        return lines
+
+
+# ---- reading an entry ------------------------------------------------------------------------------------------------
+
+
+def read_entry(key: str, raw: Any, keys: "_Keys") -> Entry:
+    """One entry of the yaml. Raises UserError, in one line that begins with `space.KEY`, for what is none."""
+    given = dict(raw) if isinstance(raw, Mapping) else {"value": raw}
+    when = _prefixed(key, lambda: Expression(given["when"], keys, condition=True)) if "when" in given else None
+    body = {str(name): value for name, value in given.items() if name != "when"}
+    if not isinstance(raw, Mapping) and not isinstance(raw, str):
+        raise UserError(
+            f"space.{key}: {raw} is no entry; write {_FORMS}; a value that stays goes to fixed: {key}={raw}"
+        )
+    kinds = {"low": ("low", "high", "log", "step"), "choices": ("choices",), "value": ("value",)}
+    kind = next((kind for kind, names in kinds.items() if set(names) & set(body)), None)
+    if kind is None or any(name not in kinds[kind] for name in body):
+        offered = [name for names in kinds.values() for name in names] + ["when"]
+        near = nearest(next((name for name in body if name not in offered), ""), offered)
+        raise UserError(f"space.{key}: {_json(dict(given))} is no entry{near}; write {_FORMS}")
+    if kind == "low":
+        return _number(key, body, when)
+    if kind == "choices":
+        return _choice(key, body["choices"], when)
+    return _value(key, body["value"], when, keys)
+
+
+def _number(key: str, body: dict[str, Any], when: Expression | None) -> Number:
+    low, high, log, step = body.get("low"), body.get("high"), body.get("log", False), body.get("step")
+
+    def refuse(reason: str) -> UserError:
+        return UserError(f"space.{key}: {reason}")
+
+    for name, value in (("low", low), ("high", high), *((("step", step),) if step is not None else ())):
+        if not is_number(value):
+            raise refuse(f"{name}={value}: a number is needed, e.g. {{low: 1e-4, high: 1e-2, log: true}}")
+    if not isinstance(log, bool):
+        raise refuse(f"log={log}: write true or false")
+    if low >= high:
+        raise refuse(f"low={low:g}, high={high:g}: an empty range; low must be below high")
+    if log and low <= 0:
+        raise refuse(f"log: true needs low above 0, not {low:g}")
+    if log and step is not None:
+        raise refuse("step and log exclude each other; leave one out, or list the values as choices")
+    if step is not None and step <= 0:
+        raise refuse(f"step={step:g}: must be above 0")
+    if all(isinstance(value, int) for value in (low, high, *([step] if step is not None else []))):
+        _check_step(key, low, high, step or 1)
+        return Number(key, low, high, log, step, when)
+    if step is not None:
+        _check_step(key, low, high, step)
+    return Number(key, float(low), float(high), log, None if step is None else float(step), when)
+
+
+def _check_step(key: str, low: float, high: float, step: float) -> None:
+    times = (high - low) / step
+    if abs(times - round(times)) > 1e-6 or round(times) < 1:
+        last = low + int(times) * step
+        near = f"high={last:g} or {last + step:g}" if int(times) else f"high={low + step:g}"
+        raise UserError(
+            f"space.{key}: high={high:g} is no whole number of steps of {step:g} above low={low:g}; type {near}"
+        )
+
+
+def _choice(key: str, choices: Any, when: Expression | None) -> Choice:
+    if not isinstance(choices, (list, tuple)) or not choices:
+        raise UserError(f"space.{key}: choices={_json(choices)}: a list with at least one value is needed")
+    kinds = {_kind_of(choice) for choice in choices} - {"null"}
+    if len(kinds) > 1:
+        raise UserError(
+            f"space.{key}: choices={_json(choices)} are of mixed type ({', '.join(sorted(kinds))}); "
+            "give numbers, or texts, or true and false"
+        )
+    if "mapping" in kinds:
+        raise UserError(
+            f"space.{key}: choices={_json(choices)}: numbers, texts, true and false, null or lists are needed"
+        )
+    labels = [_label(choice) for choice in choices]
+    if len({(type(label) is bool, label) for label in labels}) < len(labels):
+        raise UserError(f"space.{key}: choices={_json(choices)}: a value stands there twice")
+    return Choice(key, tuple(choices), when)
+
+
+def _value(key: str, value: Any, when: Expression | None, keys: "_Keys") -> Entry:
+    text = " ".join(str(value).split())
+    if not isinstance(value, str) or (_WORD.fullmatch(text) and text not in keys):
+        if when is None:
+            raise UserError(f"space.{key}: {text} is one value only; what stays the same goes to fixed: {key}={text}")
+        return Constant(key, value, when)
+    if text.startswith("divisors"):
+        return _divisor(key, text, when, keys)
+    return Derived(key, _prefixed(key, lambda: Expression(text, keys)), when)
+
+
+def _divisor(key: str, text: str, when: Expression | None, keys: "_Keys") -> Divisor:
+    found = _DIVISORS.fullmatch(text)
+    if not found or not found[2]:
+        raise UserError(f"space.{key}: {text!r}: write divisors of model.d_model with head size in [32, 64, 128]")
+    if found[1] not in keys:
+        raise UserError(f"space.{key}: {found[1]}: no such key{nearest(found[1], keys)}")
+    try:
+        sizes = tuple(int(size) for size in found[2].split(","))
+    except ValueError:
+        raise UserError(f"space.{key}: head size in [{found[2]}]: whole numbers are needed") from None
+    if min(sizes) < 1 or len(set(sizes)) < len(sizes):
+        raise UserError(f"space.{key}: head size in [{found[2]}]: different whole numbers from 1 on are needed")
+    return Divisor(key, found[1], sizes, when)
+
+
+def _constraint(text: Any, keys: "_Keys") -> Expression:
+    try:
+        return Expression(text, keys, condition=True)
+    except UserError as error:
+        raise UserError(f"constraints: {error}") from error
+
+
+def _ordered(entries: dict[str, Entry], composer: Composer) -> dict[str, Entry]:
+    """Each after those it reads; otherwise groups first, then as written. Raises UserError for a cycle."""
+    left = dict(sorted(entries.items(), key=lambda item: item[0] not in composer.groups))
+    done: dict[str, Entry] = {}
+    while left:
+        ready = next((key for key, entry in left.items() if not _needs(entry, left)), None)
+        if ready is None:
+            raise UserError(f"space: {_cycle(left)}: each needs the other; break the cycle")
+        done[ready] = left.pop(ready)
+    return done
+
+
+def _needs(entry: Entry, keys: Mapping[str, Entry]) -> list[str]:
+    """The keys of `keys` that the entry reads, or on whose group what it reads depends."""
+    names = [*(entry.when.names if entry.when else ())]
+    names += entry.expression.names if isinstance(entry, Derived) else [entry.of] if isinstance(entry, Divisor) else []
+    needed = [name for name in names if name in keys]
+    return needed + [group for name in names if "." in name and (group := name.partition(".")[0]) in keys]
+
+
+def _cycle(left: dict[str, Entry]) -> str:
+    path = [next(iter(left))]
+    while path.count(path[-1]) < 2:
+        path.append(_needs(left[path[-1]], left)[0])
+    return " -> ".join(path[path.index(path[-1]) :])
+
+
+# ---- small parts -----------------------------------------------------------------------------------------------------
+
+
+def name_of(entry: Entry) -> str:
+    """What Optuna calls it."""
+    return f"{entry.key}/head_size" if isinstance(entry, Divisor) else entry.key
+
+
+def _divided(number: Any, size: int) -> float:
+    """Whole where it divides; `why_not` refuses the rest."""
+    if not is_number(number):
+        raise UserError(f"{number!r} can't be divided into heads of {size}")
+    return number // size if number % size == 0 else number / size
+
+
+def _prefixed(key: str, work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except UserError as error:
+        raise UserError(f"space.{key}: {error}") from error
+
+
+def _label(choice: Any) -> Any:
+    """What Optuna stores for a choice: it takes no lists."""
+    return _json(choice) if isinstance(choice, (list, tuple)) else choice
+
+
+def _kind_of(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, (int, float)):
+        return "number"
+    return "text" if isinstance(value, str) else "mapping" if isinstance(value, Mapping) else "list"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _told(entry: Entry) -> dict[str, Any]:
+    return entry.plain() | ({"when": _normal(entry.when)} if entry.when else {})
+
+
+def _normal(expression: Expression) -> str:
+    """The same text however it was spaced and bracketed."""
+    return ast.unparse(ast.parse(" ".join(expression.text.split()), mode="eval"))
+
+
+def _shown(value: Any) -> str:
+    if not is_number(value):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+
+
+def _nearer(constraint: str, one: str, other: str) -> str:
+    """Of two that break a constraint, the one that breaks it least, by the last number told."""
+    numbers = [float((_NUMBER.findall(reason) or ["0"])[-1].replace(",", "")) for reason in (one, other)]
+    closer = numbers[1] > numbers[0] if ">" in constraint else numbers[1] < numbers[0]
+    return other if closer else one
+
+
+# ---- keys of the config ----------------------------------------------------------------------------------------------
+
+
+class _Keys:
+    """The words an expression may read: the keys of the space, those the config holds, its groups, and `more`."""
+
+    def __init__(self, raw: Mapping[str, Any], composer: Composer, more: tuple[str, ...] = ()) -> None:
+        self.composer = composer
+        self._names = {*map(str, raw), *more}
+
+    def __contains__(self, name: str) -> bool:
+        if name in self._names or name in self.composer.groups:
+            return True
+        return "." in name and (name in self._config_keys() or self._parameter(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._names, *self.composer.groups, *self._config_keys()])
+
+    def _config_keys(self) -> set[str]:
+        return set(flat(self.composer.base({})))
+
+    def _parameter(self, name: str) -> bool:
+        """Whether it can be given to a part, though no yaml names it."""
+        try:
+            self.composer.check_key(name, {})
+        except UserError:
+            return False
+        return True
+
+    def value(self, name: str, chosen: Mapping[str, Any], cfg: DictConfig | None = None) -> Any:
+        """What the config itself holds: a group's option, a key's value, or what the model's config derives."""
+        if name in self.composer.groups:
+            return self.composer.choices(chosen).get(name)
+        cfg = cfg if cfg is not None else self.composer.base(chosen)
+        value = OmegaConf.select(cfg, name)
+        if value is None and name.startswith("model."):
+            from lit_tfm.search.cost import model_config  # optional: torch
+
+            value = getattr(model_config(cfg), name.partition(".")[2], None)
+        return value
+
+
+def flat(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all leaves."""
+    for key, value in node.items_ex(resolve=False):
+        if isinstance(value, DictConfig):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+class Draw:
+    """A trial that draws by itself, for looking at a space without a study."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        if log:
+            return min(high, max(low, round(self.suggest_float(name, low, high, log=True))))
+        return self._random.randrange(low, high + 1, step)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        if log:
+            return low * (high / low) ** self._random.random()
+        if step is not None:
+            return low + step * self._random.randrange(round((high - low) / step) + 1)
+        return self._random.uniform(low, high)
+
+    def suggest_categorical(self, name: str, choices: list[Any]) -> Any:
+        return self._random.choice(choices)
