@@ -28,6 +28,7 @@ from lit_tfm.errors import UserError
 
 _RECORDED = ("torch", "lightning", "torchmetrics", "hydra-core", "optuna", "datasets", "tokenizers", "numpy", "lit_tfm")
 ENDED = ("finished", "pruned")  # statuses of a run that has nothing left to do
+BESIDE = ("trial.json", "log.txt", "error.txt", ".lock")  # what a sweep keeps in a run's folder before it is one
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class RunFolder:
                 chosen.mkdir(parents=True)
                 break
             except FileExistsError:
-                if exact and chosen.is_dir() and not any(chosen.iterdir()):
+                if exact and chosen.is_dir() and all(entry.name in BESIDE for entry in chosen.iterdir()):
                     break
                 if exact:
                     hint = "resume=auto goes on with it" if (chosen / "config.yaml").exists() else "it is not empty"
