@@ -51,8 +51,13 @@ SUPPLIED = {
 
 def loosen(arguments: Iterable[str]) -> list[str]:
     """`model.softcap=30` -> `++model.softcap=30`: set it whether or not a yaml has named it; `key=~/x` -> home."""
-    homely = [_HOME.sub(lambda found: found.group(1) + str(Path.home()), argument) for argument in arguments]
+    homely = map(at_home, arguments)
     return [f"++{argument}" if _PARAMETER.match(argument) else argument for argument in homely]
+
+
+def at_home(argument: str) -> str:
+    """`key=~/x`, which a shell leaves alone, with the home folder in place."""
+    return _HOME.sub(lambda found: found.group(1) + str(Path.home()), argument)
 
 
 def compose(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -> DictConfig:
@@ -108,7 +113,7 @@ def _continued(cfg: DictConfig, typed: list[str]) -> DictConfig:
     folder = Path(str(cfg.resume))
     stored = (folder if folder.is_dir() else folder.parent.parent) / "config.yaml"
     overrides = OverridesParser.create().parse_overrides(typed)
-    if not stored.is_file() or any(override.key_or_group in _groups() for override in overrides):
+    if not stored.is_file() or any(override.key_or_group in groups() for override in overrides):
         return cfg
     old = OmegaConf.load(stored)
     for override in overrides:
@@ -140,14 +145,14 @@ def explain(error: Exception) -> UserError:
         return UserError(f"{given!r} is no override; type key=value, e.g. seed=2 or model.d_model=256")
     if isinstance(error, ConfigCompositionException):
         if found := re.search(r"Could not override '([^']+)'", text):
-            return _unknown_key(found.group(1))
+            return unknown_key(found.group(1))
         if found := re.search(r"In '([^']+)': Could not find|Could not find '([^']+)'", text):
             return UserError(" ".join(text.split()))
     cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
     return UserError(" ".join(text.split()) + cause)
 
 
-def _unknown_key(key: str) -> UserError:
+def unknown_key(key: str) -> UserError:
     key = key.partition("@")[0]
     known = known_keys()
     parent, _, leaf = key.rpartition(".")
@@ -160,12 +165,12 @@ def _unknown_key(key: str) -> UserError:
 def known_keys() -> list[str]:
     """Top-level keys, groups, and `trainer.*`: those whose names do not come from a `_target_`."""
     born = OmegaConf.load(CONF / "train.yaml")
-    keys = [str(key) for key in born if key not in ("defaults", "hydra")] + _groups()
+    keys = [str(key) for key in born if key not in ("defaults", "hydra")] + groups()
     return [*keys, "choices", *(f"trainer.{key}" for key in OmegaConf.load(CONF / "trainer" / "auto.yaml"))]
 
 
 @cache
-def _groups() -> list[str]:
+def groups() -> list[str]:
     defaults = OmegaConf.load(CONF / "train.yaml").defaults
     names = [name.split()[-1].strip("/") for entry in defaults if not isinstance(entry, str) for name in entry]
     return [name for name in names if "/" not in name]
@@ -179,10 +184,10 @@ def check_keys(cfg: DictConfig) -> None:
     known = known_keys()
     for key in cfg:
         if key not in known:
-            raise _unknown_key(str(key))
+            raise unknown_key(str(key))
     for key in cfg.trainer:
         if f"trainer.{key}" not in known:
-            raise _unknown_key(f"trainer.{key}")
+            raise unknown_key(f"trainer.{key}")
     for group in TARGET_GROUPS:
         _check_node(cfg.get(group), group)
 

@@ -1,4 +1,4 @@
-"""The arithmetic and the conditions of a sweep's yaml: `4 * model.d_model`, `optimizer == adamw and model.n_layers > 4`.
+"""Arithmetic and conditions in a sweep's yaml: `4 * model.d_model`, `optimizer == adamw and model.n_layers > 4`.
 
 A text is parsed into Python's syntax tree and only numbers, words, names of keys, comparisons and a few operations are
 followed there; nothing is ever compiled or executed, and no value grows past `LARGEST`.
