@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 
 import hydra
@@ -33,31 +34,69 @@ def run_verb(verb: Callable[[], object]) -> int:
         return 141
 
 
-def hydra_verb(verb: Callable[[DictConfig], object]) -> None:
+def hydra_verb(
+    verb: Callable[[DictConfig], object], check: Callable[[list[DictConfig]], None] = lambda configs: None
+) -> None:
     """Compose the config from the command line and run the verb on it; under `-m`, once for each combination.
 
-    Under `-m` a combination that fails does not stop the others; the first failure is raised when all have run.
+    All combinations are composed, and told to `check` where there are several, before the first one runs. Then one
+    that fails does not stop the others; the first failure is raised when all have run.
     """
+    configs = _compose_all()
+    if len(configs) > 1:
+        check_apart(configs)
+        check(configs)
     failures: list[Exception] = []
-    asked = os.environ.get(FULL, "0")
+    for cfg in configs:
+        try:
+            verb(cfg)
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def _compose_all() -> list[DictConfig]:
+    """The configs that the command line asks for."""
+    configs: list[DictConfig] = []
+    failures: list[Exception] = []
 
     @hydra.main(config_path=str(config.CONF), config_name="train", version_base="1.3")
     def composed(cfg: DictConfig) -> None:
-        os.environ[FULL] = asked
         try:
             with open_dict(cfg):
-                verb(config.finish(cfg))
+                configs.append(config.finish(cfg))
         except Exception as error:  # raised through Hydra, it would lose its traceback or be announced twice
             failures.append(error)
-        os.environ[FULL] = "1"
 
-    sys.argv[1:] = config.loosen(sys.argv[1:])
+    asked = os.environ.get(FULL, "0")
+    sys.argv[1:] = typed = config.loosen(sys.argv[1:])
     os.environ[FULL] = "1"  # otherwise Hydra prints its exceptions itself and exits with status 1
-    try:
-        composed()
-    except config.COMPOSING as error:
-        raise config.explain(error) from error
-    finally:
-        os.environ[FULL] = asked
+    with tempfile.TemporaryDirectory() as notes:  # Hydra's own of a `-m`
+        sys.argv.append(f"hydra.sweep.dir='{notes}'")
+        try:
+            composed()
+        except config.COMPOSING as error:
+            raise config.explain(error) from error
+        finally:
+            sys.argv[1:] = typed
+            os.environ[FULL] = asked
     if failures:
         raise failures[0]
+    return configs
+
+
+def check_apart(configs: list[DictConfig]) -> None:
+    """Raises UserError where runs of one `-m` would share a folder or go on from the same checkpoint."""
+    folders, checkpoints = ([str(cfg[key]) for cfg in configs if cfg[key]] for key in ("output_dir", "resume"))
+    if len(set(folders)) < len(folders):
+        raise UserError(
+            f"output_dir={folders[0]}: one folder for {len(configs)} runs; leave it out, or name it by what differs: "
+            "'output_dir=outputs/mine/${seed}'"
+        )
+    alone = not folders and "auto" in checkpoints  # which run is whose could not be told
+    if alone or any(name != "auto" and checkpoints.count(name) > 1 for name in checkpoints):
+        raise UserError(
+            f"resume={checkpoints[0]}: {len(configs)} runs can't go on from one; go on with one run at a time, or name "
+            "the folders by what differs: resume=auto 'output_dir=outputs/mine/${seed}'"
+        )

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from omegaconf import DictConfig
 
 from lit_tfm.errors import UserError
-from lit_tfm.hardware import Hardware
+from lit_tfm.hardware import Hardware, choose
 
 RUN_VARIABLE = "LIT_TFM_RUN"  # the run folder, for ranks that lit_tfm started
 RESUME_VARIABLE = "LIT_TFM_RESUME"  # the checkpoint they go on from, if any
@@ -45,6 +46,18 @@ def check(hardware: Hardware) -> None:
             f"trainer.num_nodes={hardware.num_nodes}: start one process a device on every machine, with "
             f"torchrun --nnodes={hardware.num_nodes} --nproc-per-node={hardware.devices} -m lit_tfm.train ... or srun"
         )
+
+
+def check_grid(configs: list[DictConfig]) -> None:
+    """Raises UserError where runs of one `-m`, which follow one another in this process, are runs of several."""
+    for cfg in configs:
+        hardware = choose(cfg.trainer)
+        if hardware.world_size > 1:
+            raise UserError(
+                f"-m trains one run after the other in one process, and trainer.devices={hardware.devices} asks for "
+                f"{hardware.world_size}; type one command for each run, or python -m lit_tfm.sweep, whose trials may "
+                "have several processes"
+            )
 
 
 def spawn(folder: Path, hardware: Hardware, resume: Path | None) -> None:

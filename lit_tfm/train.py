@@ -45,6 +45,13 @@ def run_rank(folder: Path) -> int:
     return 0
 
 
+def check_grid(configs: list[DictConfig]) -> None:
+    """Raises UserError where runs of a `-m` can't follow one another."""
+    from lit_tfm import launch
+
+    launch.check_grid(configs)
+
+
 def trial_callbacks() -> "list[Callback]":
     """Of a trial's rank: rank 0 reports to the study that LIT_TFM_TRIAL names."""
     if TRIAL not in os.environ:
@@ -59,7 +66,7 @@ def main() -> None:
 
     if folder := os.environ.get("LIT_TFM_RUN"):  # one rank of a run that launch.py started
         sys.exit(run_rank(Path(folder)))
-    sys.exit(run_verb(lambda: hydra_verb(train)))
+    sys.exit(run_verb(lambda: hydra_verb(train, check_grid)))
 
 
 if __name__ == "__main__":
