@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 from lit_tfm.callbacks.checkpoint_files import AtomicCheckpointIO
+from lit_tfm.callbacks.checkpoints import Checkpoints
 from lit_tfm.callbacks.metrics_csv import MetricsCsv
 from lit_tfm.callbacks.pace import NEVER, Pace
 from lit_tfm.callbacks.preemption import Preemption
@@ -211,8 +212,10 @@ def build_callbacks(cfg: DictConfig, parts: Parts, run: RunFolder) -> list[Callb
     metrics = list(dict.fromkeys([task.monitor, "val/loss"]))
     hparams = HParams({**groups, "seed": cfg.seed, "chosen": chosen_yamls}, metrics)
     record = Record(run.update_summary, task.monitor, task.mode)
-    # The record before the checkpoints, which keep it: a resumed run knows the metrics of the validation it starts at.
-    return [Preemption(), record, *chosen, hparams, ProgressBar()]
+    # Checkpoints last: what the others did at this step, such as moving an average on, is part of it.
+    saving = [callback for callback in chosen if isinstance(callback, Checkpoints)]
+    others = [callback for callback in chosen if callback not in saving]
+    return [Preemption(), record, *others, hparams, ProgressBar(), *saving]
 
 
 def make_with(node: DictConfig, **known: Any) -> Any:

@@ -120,6 +120,8 @@ def between_steps(loop: dict[str, Any], step: int, accumulate: int) -> dict[str,
     loop = dict(loop)
     loop["epoch_loop.state_dict"] = {**loop["epoch_loop.state_dict"], "_batches_that_stepped": step}
     loop["epoch_loop.batch_progress"] = {"total": dict(done), "current": dict(done), "is_last_batch": False}
+    none = dict.fromkeys(done, 0)  # validations are whole or not at all: none is ever gone on with
+    loop["epoch_loop.val_loop.batch_progress"] = {"total": dict(none), "current": dict(none), "is_last_batch": False}
     loop["epoch_loop.automatic_optimization.optim_progress"] = {
         "optimizer": {
             "step": {"total": dict(steps), "current": dict(steps)},
