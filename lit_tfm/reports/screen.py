@@ -1,0 +1,119 @@
+"""A comparison on a terminal: what does not fit is named, never cut off."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lit_tfm.reports.columns import Column
+from lit_tfm.reports.paired import Differences
+from lit_tfm.reports.tables import Comparison
+from lit_tfm.terminal import visible
+
+_STYLES = {"failed": "red", "pruned": "yellow", "stopped": "yellow", "running": "cyan", "unknown": "red"}
+_WIDEST, _NARROWEST = 30, 15  # of a text, which is folded where it is longer; of a run beside others
+_NOTES = 20
+_STANDING = 5  # that many runs may stand side by side
+
+
+def show_all(
+    console: Console, result: Comparison, found: Sequence[Column], differences: Differences | None
+) -> list[str]:
+    """The table and the differences; returns what has to be told of them."""
+    runs, rows = len(result.runs), len(result.rows)
+    title = f"{runs} run{'s' * (runs != 1)}" + (f" in {result.root}" if result.root else "")
+    title += f", {rows} settings" if rows < runs else ""
+    hidden = show(console, found, title)
+    if differences and differences.rows:
+        hidden += show(console, differences.columns(), differences.title())
+    if not hidden:
+        return []
+    named = ", ".join(hidden[:8]) + (f" and {len(hidden) - 8} more" if len(hidden) > 8 else "")
+    return [f"no room for {named}: --columns chooses, --format csv and --html have all"]
+
+
+def tell(console: Console, notes: Sequence[str]) -> None:
+    """A line each; the first of many that only name a run."""
+    for note in notes[:_NOTES]:
+        console.print(escape(visible(note)), highlight=False, soft_wrap=True)
+    if len(notes) > _NOTES:
+        console.print(f"and {len(notes) - _NOTES} lines like these; --html has all", highlight=False)
+
+
+def show(console: Console, found: Sequence[Column], title: str = "") -> list[str]:
+    """Prints the table; the names of the columns that had no room.
+
+    A few runs that do not fit as rows stand side by side as columns, one line a figure.
+    """
+    kept = fitting(found, console.width)
+    rows = len(found[0].cells)
+    if len(kept) < len(found) and rows <= _STANDING and _room(found, console.width) >= _NARROWEST:
+        console.print(_standing(found, title, _room(found, console.width)))
+        return []
+    console.print(_lying(kept, title))
+    return [column.whole for column in found if column not in kept]
+
+
+def fitting(found: Sequence[Column], width: int) -> list[Column]:
+    """As many columns as there is room for, in their order; those of the largest rank are left out first."""
+    kept: list[Column] = []
+    room = width
+    for column in sorted(found, key=lambda column: column.rank):
+        need = _width(column) + 2
+        if need <= room or not kept:
+            kept.append(column)
+            room -= need
+    return [column for column in found if column in kept]
+
+
+def _width(column: Column) -> int:
+    cells = max((len(cell) for cell in column.cells), default=0)
+    return max(len(column.title), len(column.note), cells if column.number else min(cells, _WIDEST))
+
+
+def _table(title: str) -> Table:
+    # A space at either edge, two between columns: what `fitting` counts with.
+    return Table(
+        title=escape(visible(title)), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+
+
+def _lying(found: Sequence[Column], title: str) -> Table:
+    table = _table(title)
+    for column in found:
+        head = f"{escape(column.title)}\n[dim]{column.note}[/]" if column.note else escape(column.title)
+        table.add_column(
+            head,
+            justify="right" if column.number else "left",
+            no_wrap=column.number,
+            overflow="fold",
+            min_width=_width(column),
+            max_width=_width(column),
+        )
+    for row in zip(*(column.cells for column in found), strict=True):
+        table.add_row(*(_styled(column, cell) for column, cell in zip(found, row, strict=True)))
+    return table
+
+
+def _styled(column: Column, cell: str) -> str:
+    style = _STYLES.get(cell) if column.key == "status" else None
+    return f"[{style}]{escape(visible(cell))}[/]" if style else escape(visible(cell))
+
+
+def _room(found: Sequence[Column], width: int) -> int:
+    """Characters for each run, where the runs stand side by side."""
+    heads = max(len(column.whole) for column in found)
+    return min(_WIDEST, (width - heads) // len(found[0].cells) - 2)
+
+
+def _standing(found: Sequence[Column], title: str, width: int) -> Table:
+    run, *others = found
+    table = _table(title)
+    table.add_column("", style="bold cyan", no_wrap=True)
+    for name in run.cells:
+        table.add_column(escape(visible(name)), overflow="fold", max_width=width, justify="right")
+    for column in others:
+        table.add_row(escape(column.whole), *(_styled(column, cell) for cell in column.cells))
+    return table
