@@ -34,7 +34,7 @@ class ConfusionPicture(Callback):
             if isinstance(logger, TensorBoardLogger):
                 with task.progress.paused():
                     figure = draw(matrix.numpy(), task.facts.labels)
-                    logger.experiment.add_figure(f"{stage}/confusion", figure, trainer.global_step)
+                    logger.experiment.add_figure(f"pictures/confusion_{stage}", figure, trainer.global_step)
 
 
 def draw(matrix: np.ndarray, labels: tuple[str, ...]) -> Figure:

@@ -120,7 +120,7 @@ def test_samples_are_written_and_change_nothing(name, tmp_path):
     }[name]
     assert re.search(expected, shown), shown
     images = read(tmp_path / "with").Tags()["images"]
-    assert images == (["val/confusion"] if name == "classification" else [])
+    assert images == (["pictures/confusion_val"] if name == "classification" else [])
 
 
 def test_nothing_is_computed_without_tensorboard(tmp_path, monkeypatch):
