@@ -1,6 +1,7 @@
 """Stopped by a signal: a checkpoint, a true summary, an exit status; and going on ends as if nothing had been."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from lit_tfm import config
+from lit_tfm.train import train
 
 OPTIONS = [
     "experiment=bert_small",
@@ -80,6 +84,31 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_a_status(tmp_path, session_
         assert whole.wait(timeout=120) == 0
         one, two = weights(tmp_path / "whole"), weights(folder)
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_child_of_a_fork_server_stops_as_a_process_of_its_own_does(
+    tmp_path, session_cache, text_folder, number
+) -> None:
+    """As the trials of a sweep are."""
+    folder = tmp_path / "run"
+    given = [*OPTIONS, f"cache_dir={session_cache}", f"data.path={text_folder}", f"output_dir={folder}"]
+    cfg = config.compose([*given, "trainer.max_steps=100000"])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lit_tfm.session"])
+    child = context.Process(target=train, args=(cfg, True))
+    child.start()
+    for _ in range(1200):
+        if (folder / "metrics.csv").exists() and len((folder / "metrics.csv").read_text().splitlines()) > 6:
+            break
+        assert child.is_alive()
+        time.sleep(0.05)
+    os.kill(child.pid, number)
+    child.join(timeout=60)
+    assert child.exitcode == 128 + number
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "stopped"
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == summary["steps"]
 
 
 @pytest.mark.slow
