@@ -47,8 +47,9 @@ def _leading(piece: str, tokenizer: Tokenizer) -> str:
     return piece if alone and alone[-1] in ordinary else piece[:-1]
 
 
-def fills(ids: list[int], count: int, tokenizer: Tokenizer, pieces: tuple[str, ...]) -> list[str]:
-    """What was written for each of `count` blanks, `<extra_id_0> quick <extra_id_1> over ...`, as the text shows it."""
+def fills(ids: list[int], pieces: tuple[str, ...], tokenizer: Tokenizer) -> list[str]:
+    """What was written for each blank, `<extra_id_0> quick <extra_id_1> over ...`, as it stands in the text."""
+    count = len(pieces) - 1
     spans: list[list[int]] = [[] for _ in range(count)]
     number = {sentinel: k for k, sentinel in enumerate(tokenizer.sentinel_ids)}
     at: int | None = None

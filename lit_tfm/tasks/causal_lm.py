@@ -46,6 +46,7 @@ class CausalLM(LanguageTask):
     """Predict the next token with a decoder; a document's first token from the separator before it."""
 
     architectures = (Decoder,)
+    converses = True  # what was written is read again as part of the next prompt
     headline = (*LanguageTask.headline, "accuracy")
 
     def __init__(self, *args, **kwargs) -> None:
@@ -70,7 +71,7 @@ class CausalLM(LanguageTask):
         """
         tokenizer = self.facts.tokenizer
         ids = tokenizer.encode(text, special=True).tolist() if text else []
-        return Question(text, check_room(ids or [tokenizer.sep_id], self.model.config.max_length))
+        return Question(text, check_room(ids or [tokenizer.sep_id], self.model.config.max_length), goes_on=True)
 
     def open(self, questions: list[Question], max_new_tokens: int) -> Opening:
         """Prompts of several lengths stand side by side, padded on the left."""

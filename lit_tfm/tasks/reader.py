@@ -1,11 +1,13 @@
 """How text is asked of a task that can write: `question`, `open`, and the reader that generation steps through.
 
-A task that generates text has two methods (see `CausalLM`, `SpanCorruption`):
+A task that generates text has these methods (see `CausalLM`, `SpanCorruption`):
 
     question(text) -> Question         what a person typed, as the model will read it; UserError where it can't
     open(questions, max_new_tokens)    a reader over all of them at once, and the tokens it is to read first
+    answer(question, ids)              of a question with blanks: the text, and what was written for each of them
 
-and one that does not says in `writes_nothing` which verb does what it can do.
+and says in `converses` whether what it wrote can be part of the next prompt. One that generates no text says in
+`writes_nothing` which verb does what it can do.
 
 Letters: B rows, T tokens, E encoder tokens, N rows after a change, C model dim, V vocabulary.
 """
@@ -22,10 +24,15 @@ from lit_tfm.nn.cache import KVCache
 
 @dataclass(frozen=True)
 class Question:
-    """`text` as it was typed, `ids` as they are read. `pieces`: the text around its blanks, () where it has none."""
+    """`text` as it was typed, `ids` as they are read.
+
+    `goes_on`: what is written follows these ids, as opposed to answering them. `pieces`: the text around its blanks, ()
+    where it has none.
+    """
 
     text: str
     ids: list[int]
+    goes_on: bool = False
     pieces: tuple[str, ...] = ()
 
     @property

@@ -20,7 +20,7 @@ from lit_tfm.errors import UserError
 from lit_tfm.models.cost import flops_per_token
 from lit_tfm.models.encoder_decoder import EncoderDecoder
 from lit_tfm.tasks.base import Batch, StepOutput
-from lit_tfm.tasks.blanks import BlankOrder, encoded, pieces_of
+from lit_tfm.tasks.blanks import BlankOrder, encoded, filled, fills, pieces_of
 from lit_tfm.tasks.language import (
     IGNORED,
     LanguageTask,
@@ -217,6 +217,7 @@ class SpanCorruption(LanguageTask):
     """
 
     architectures = (EncoderDecoder,)
+    converses = False  # each text is answered for itself
     headline = ("loss", "perplexity", "accuracy", "word_perplexity", "bits_per_byte")
 
     def __init__(self, *args, density: float = 0.15, mean_span: float = 3.0, **kwargs) -> None:
@@ -279,7 +280,7 @@ class SpanCorruption(LanguageTask):
         ids = encoded(pieces, tokenizer) if pieces else tokenizer.encode(text).tolist()
         if not ids:
             raise UserError("the prompt is empty; give a text with blanks, e.g. 'the ___ fox jumps'")
-        return Question(text, check_room(ids, self.model.config.max_length), pieces)
+        return Question(text, check_room(ids, self.model.config.max_length), pieces=pieces)
 
     def open(self, questions: list[Question], max_new_tokens: int) -> Opening:
         """The texts go through the encoder, padded on the right; the decoder begins with its start token."""
@@ -294,6 +295,11 @@ class SpanCorruption(LanguageTask):
         if any(blanks):
             rules = (BlankOrder(blanks, tokenizer, max_new_tokens),)
         return Opening(self.reader(inputs), torch.full((len(rows), 1), start, device=self.device), rules=rules)
+
+    def answer(self, question: Question, ids: list[int]) -> tuple[str, list[str]]:
+        """The text with its blanks filled by what was written (`ids`), and each fill."""
+        texts = fills(ids, question.pieces, self.facts.tokenizer)
+        return filled(question.pieces, texts), texts
 
     def samples(self, batch: Batch, decode, limit: int = 4) -> list[tuple[str, str]]:
         """Blocks with their sentinels, and what the model writes for them. Documents in a block are read as one."""
