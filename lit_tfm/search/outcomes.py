@@ -18,11 +18,11 @@ import optuna
 import yaml
 from optuna.trial import FrozenTrial
 
+from lit_tfm.search.holders import Holder
+from lit_tfm.terminal import visible
+
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 FINISHED = ("complete", "pruned", "failed")
-_SEQUENCES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)?")  # colours, window titles
-# C0, DEL and C1 controls, and the marks that turn the direction of writing: a terminal would obey them.
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 _TAIL = 4096  # bytes of metrics.csv that are read for its last line
 
 
@@ -49,6 +49,7 @@ class Outcome:
     reason: str = ""
     attempts: int = 1
     worker: str = ""
+    interrupted: bool = False  # running, by the study, but its worker is gone: the sweep's command goes on with it
     started: datetime | None = None
     ended: datetime | None = None
 
@@ -69,13 +70,16 @@ def trial_folder(sweep: Path, number: int) -> Path:
 
 def outcomes(sweep: Path, study: optuna.Study) -> list[Outcome]:
     """All trials of the study, by number."""
-    return [outcome(sweep, trial) for trial in study.get_trials(deepcopy=False)]
+    return [outcome(Path(sweep), trial) for trial in study.get_trials(deepcopy=False)]
 
 
 def outcome(sweep: Path, trial: FrozenTrial) -> Outcome:
+    state, holder = STATES[trial.state.name], Holder.of(trial.user_attrs)
     folder = trial_folder(sweep, trial.number)
-    state = STATES[trial.state.name]
+    if holder is not None and not folder.is_dir() and Path(holder.folder).is_dir():
+        folder = Path(holder.folder)  # of another worker of this machine, with a folder of its own
     record = read_json(folder / "trial.json") if state != "waiting" else {}
+    attempts = record.get("attempts")
     return Outcome(
         number=trial.number,
         state=state,
@@ -83,12 +87,20 @@ def outcome(sweep: Path, trial: FrozenTrial) -> Outcome:
         values=tuple(trial.values) if state == "complete" else (),
         params=dict(trial.params),
         reported=dict(trial.intermediate_values),
-        reason=printable(record.get("reason") or trial.user_attrs.get("reason") or ""),
-        attempts=record.get("attempts") if isinstance(record.get("attempts"), int) else 1,
-        worker=printable(record.get("worker") or ""),
+        reason=visible(str(record.get("reason") or trial.user_attrs.get("reason") or "")),
+        attempts=attempts if isinstance(attempts, int) else holder.attempt if holder else 1,
+        worker=visible(str(record.get("worker") or (holder.worker if holder else ""))),
+        interrupted=state == "running"
+        and holder is not None
+        and (holder.released or (holder.here and not holder.alive)),
         started=trial.datetime_start,
         ended=trial.datetime_complete,
     )
+
+
+def gone(holder: Holder) -> bool:
+    """Whether a worker has certainly left its trial; of another machine's that can't be seen from here."""
+    return holder.released or (holder.here and not holder.alive)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -113,11 +125,6 @@ def listed(value: Any) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def printable(text: Any) -> str:
-    """One line without control characters: what a trial says must not steer the terminal it is shown in."""
-    return " ".join(_CONTROLS.sub(" ", _SEQUENCES.sub("", str(text))).split())
-
-
 def short_names(keys: list[str]) -> dict[str, str]:
     """{"model.d_model": "d_model"}: the last word of a key, or as many as tell it from the others."""
     names = {}
@@ -134,7 +141,7 @@ def short_names(keys: list[str]) -> dict[str, str]:
 def number_text(value: Any) -> str:
     """A parameter or a value, as short as it stays readable."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return printable(value)
+        return visible(str(value))
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 100_000 else str(value)
     if not math.isfinite(value):

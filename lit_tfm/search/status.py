@@ -27,11 +27,11 @@ from lit_tfm.search.outcomes import (
     number_text,
     outcomes,
     parameter_text,
-    printable,
     read_yaml,
     share_done,
     short_names,
 )
+from lit_tfm.terminal import visible
 
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan", "waiting": "dim"}
 BEST_SHOWN, FAILURES_SHOWN = 5, 5
@@ -61,7 +61,7 @@ def _head(study, settings: dict, trials: list[Outcome], names: dict[str, str], n
     grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), expand=False)
     grid.add_column(style="bold cyan", no_wrap=True)
     grid.add_column()
-    grid.add_row("sweep", Text(f"{printable(study.study_name)}: {goal(study, settings)}"))
+    grid.add_row("sweep", Text(f"{visible(study.study_name)}: {goal(study, settings)}"))
     grid.add_row("trials", _counts(trials, settings.get("n_trials")))
     if done := wanted_share(trials, settings.get("n_trials")):
         grid.add_row("", ProgressBar(total=1.0, completed=done, width=40))
@@ -89,7 +89,7 @@ def goal(study: optuna.Study, settings: dict) -> str:
 
 def metric_names(study: optuna.Study, settings: dict[str, Any]) -> list[str]:
     """What the objectives are called, in the study's order."""
-    given = [printable(name) for name in listed(settings.get("metric")) if name]
+    given = [visible(str(name)) for name in listed(settings.get("metric")) if name]
     given = given or list(study.metric_names or [])
     return given if len(given) == len(study.directions) else [f"objective {i}" for i in range(len(study.directions))]
 
@@ -120,13 +120,14 @@ def _running(running: list[Outcome], settings: dict, names: dict[str, str], now:
         at = last_line(trial.runs[-1])
         passed = f"{len(trial.reported)} of {len(rungs)}" if isinstance(rungs, list) else str(len(trial.reported))
         again = f" (attempt {trial.attempts})" if trial.attempts > 1 else ""
+        again += " (interrupted; the same command goes on with it)" if trial.interrupted else ""
         made.add_row(
             str(trial.number),
             Text(params_text(trial.params, names) + again),
             f"{100 * share:.0f} %" if share is not None else "started" if at is None else f"{at.step:,} steps",
             passed,
             number_text(trial.reported[max(trial.reported)]) if trial.reported else "",
-            duration((now - trial.started).total_seconds()) if trial.started else "",
+            duration((now - trial.started).total_seconds()) if trial.started and not trial.interrupted else "",
         )
     return made
 
@@ -148,7 +149,7 @@ def _failures(failed: list[Outcome]) -> Table:
     made = _table("failed", ("trial", "attempts", "reason"), right=(0, 1))
     for trial in failed[-FAILURES_SHOWN:]:
         reason = trial.reason or "no reason was recorded"
-        made.add_row(str(trial.number), str(trial.attempts), Text(cut(reason, 160)))
+        made.add_row(str(trial.number), str(trial.attempts), Text(visible(reason, 200)))
     if len(failed) > FAILURES_SHOWN:
         made.caption = f"and {len(failed) - FAILURES_SHOWN} before; the report lists all"
         made.caption_justify = "left"
@@ -179,20 +180,20 @@ def ranking(study: optuna.Study, trials: list[Outcome]) -> list[Outcome]:
 
 
 def time_text(trials: list[Outcome], settings: dict, now: datetime) -> str:
-    """ "12 minutes since the first trial began, about 8 minutes left"."""
+    """ "12 min since the first trial began, about 8 min left"."""
     starts = [trial.started for trial in trials if trial.started]
     if not starts:
         return "no trial has begun"
-    running = any(trial.state == "running" for trial in trials)
+    active = any(trial.state == "running" and not trial.interrupted for trial in trials)
     ends = [trial.ended for trial in trials if trial.ended]
-    used = ((now if running or not ends else max(ends)) - min(starts)).total_seconds()
-    text = f"{duration(used)} since the first trial began"
+    used = ((now if active or not ends else max(ends)) - min(starts)).total_seconds()
+    text = f"{duration(used)} since the first trial began" if active else f"{duration(used)} from first to last"
     left = time_left(trials, settings, now)
-    if left is None or left == 0:
+    if not left:
         return text
-    return f"{text}, about {duration(left)} left" + (
-        f" (timeout {printable(settings['timeout'])})" if settings.get("timeout") else ""
-    )
+    timeout = settings.get("timeout")
+    limit = f"; timeout {duration(timeout)}" if isinstance(timeout, (int, float)) else ""
+    return f"{text}, about {duration(left)} left{limit}"
 
 
 def time_left(trials: list[Outcome], settings: dict, now: datetime) -> float | None:
@@ -203,15 +204,15 @@ def time_left(trials: list[Outcome], settings: dict, now: datetime) -> float | N
         return None
     # Resumed trials count the time they lay idle: a few of them must not make the rest look long.
     typical = min(statistics.fmean(took), 2 * statistics.median(took))
-    running = [trial for trial in trials if trial.state == "running"]
+    running = [trial for trial in trials if trial.state == "running" and not trial.interrupted]
     open_trials = max(0, wanted - sum(trial.state in FINISHED for trial in trials))
     spent = sum(min(typical, (now - trial.started).total_seconds()) for trial in running if trial.started)
     workers = max(len(running), settings.get("workers") if isinstance(settings.get("workers"), int) else 1, 1)
-    return max(0.0, open_trials * typical - spent) / min(workers, max(open_trials, 1))
+    return max(0.0, open_trials * typical - spent) / max(1, min(workers, open_trials))
 
 
 def params_text(params: dict[str, Any], names: dict[str, str]) -> str:
-    return "  ".join(f"{names.get(key, key)}={parameter_text(value)}" for key, value in params.items())
+    return "  ".join(f"{visible(names.get(key, key))}={parameter_text(value)}" for key, value in params.items())
 
 
 def duration(seconds: float) -> str:
@@ -224,7 +225,3 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,159 @@
+"""best.yaml: the best trial as an experiment: `python -m lit_tfm.train experiment=PATH/best.yaml` trains it again.
+
+It composes to the config of the trial: what was searched, derived, fixed and given as budget. With several
+objectives every trial of the Pareto front gets a best-<number>.yaml, and best.yaml is the one that is best in the first
+objective. Imports no torch.
+"""
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig, OmegaConf
+
+from lit_tfm import config
+from lit_tfm.runs import write_text
+from lit_tfm.search import status
+from lit_tfm.search.composer import word
+from lit_tfm.search.outcomes import Outcome, outcomes, read_yaml
+
+FRONT = 20  # yamls of a Pareto front at most
+# Where a run lies and goes on from, and what it was composed of, are no part of what is trained.
+NOT_TRAINED = ("output_dir", "resume", "choices")
+_PLAIN = re.compile(r"[A-Za-z_][\w/.-]*")  # a yaml text that needs no quotes, unless it is one of these
+_READ_AS_OTHERS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"}
+
+
+def write(folder: Path, study: optuna.Study, settings: Any) -> Path | None:
+    """best.yaml of the sweep in `folder`; None, and no file, where no trial has been completed.
+
+    `settings` has `experiment` (a name or None), `fixed` and `config_dir`.
+    """
+    folder = Path(folder)
+    ranked = [trial for trial in status.ranking(study, outcomes(folder, study)) if _trained(trial)]
+    names = status.metric_names(study, read_yaml(folder / "sweep.yaml"))
+    wanted = {"best.yaml": ranked[0]} if ranked else {}
+    if len(names) > 1:
+        wanted |= {f"best-{trial.number}.yaml": trial for trial in ranked[:FRONT]}
+    for path in [*folder.glob("best.yaml"), *folder.glob("best-*.yaml")]:
+        if path.name not in wanted:
+            path.unlink()
+    for name, trial in wanted.items():
+        write_text(folder / name, experiment(folder / name, trial, study, names, settings))
+    return folder / "best.yaml" if ranked else None
+
+
+def command(folder: Path, name: str = "best.yaml") -> str:
+    """What trains it again, from where the sweep was started."""
+    path = Path(folder) / name
+    inside = path.resolve().is_relative_to(Path.cwd())
+    return f"python -m lit_tfm.train experiment={shlex.quote(os.path.relpath(path) if inside else str(path))}"
+
+
+def experiment(path: Path, trial: Outcome, study: optuna.Study, names: list[str], settings: Any) -> str:
+    """The yaml of one trial."""
+    target = OmegaConf.load(trial.runs[0] / "config.yaml")
+    defaults, words = _origin(target, settings)
+    base = config.compose(words, getattr(settings, "config_dir", None))
+    searched = {name.partition("/")[0] for name in trial.params}
+    values = differences(base, target)
+    values |= {key: OmegaConf.select(target, key) for key in searched if "." in key and key not in values}
+    reached = ", ".join(f"{name} {status.number_text(value)}" for name, value in zip(names, trial.values, strict=True))
+    day = (trial.ended or datetime.now()).strftime("%Y-%m-%d")
+    lines = [
+        "# @package _global_",
+        f"# {command(path.parent, path.name)}",
+        f"# {reached}: trial {trial.number} of the sweep {study.study_name} ({day})",
+        "defaults:",
+        *(f"  - {line}" for line in defaults),
+        "",
+        *_lines(nested(values), searched),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _trained(trial: Outcome) -> bool:
+    return (trial.runs[0] / "config.yaml").is_file()
+
+
+def _origin(target: DictConfig, settings: Any) -> tuple[list[str], list[str]]:
+    """The defaults list the yaml begins with, and the words of the command line that compose to the same."""
+    groups, chosen = set(config.groups()), {}
+    named = getattr(settings, "experiment", None)
+    # An experiment that is a file may be gone or changed tomorrow: what it says goes into the yaml itself.
+    named = named if named and not str(named).endswith((".yaml", ".yml")) else None
+    for key, value in (getattr(settings, "fixed", None) or {}).items():
+        if key in groups and key != "experiment":
+            chosen[key] = value
+    of_experiment = config.compose([f"experiment={named}"], getattr(settings, "config_dir", None)) if named else None
+    known = of_experiment.choices if of_experiment is not None else {}
+    chosen |= {g: o for g, o in target.choices.items() if g in groups and g != "experiment" and known.get(g) != o}
+    defaults = [named] if named else []
+    defaults += [f"override /{group}: {text(option)}" for group, option in chosen.items()]
+    words = [f"experiment={named}"] if named else []
+    return defaults, words + [word(group, option) for group, option in chosen.items()]
+
+
+def differences(base: DictConfig, target: DictConfig) -> dict[str, Any]:
+    """{dotted key: value} that make `target` of `base`; what only `base` has becomes null."""
+    old, new = dict(_leaves(base)), dict(_leaves(target))
+    found = {key: value for key, value in new.items() if key not in old or old[key] != value}
+    gone = [key for key in old if key not in new and not any(other.startswith(f"{key}.") for other in new)]
+    return found | dict.fromkeys(gone)
+
+
+def _leaves(node: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    for key, value in plain.items():
+        if not prefix and key in NOT_TRAINED:
+            continue
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _lines(tree: Mapping[str, Any], searched: set[str], prefix: str = "") -> Iterator[str]:
+    indent = "  " * prefix.count(".")
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield f"{indent}{key}:"
+            yield from _lines(value, searched, f"{prefix}{key}.")
+        else:
+            yield f"{indent}{key}: {text(value)}{' # searched' if prefix + key in searched else ''}"
+
+
+def text(value: Any) -> str:
+    """A value in yaml, on one line, so that OmegaConf reads the same one back."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{text(str(key))}: {text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)) or OmegaConf.is_list(value):
+        return "[" + ", ".join(map(text, value)) + "]"
+    plain = _PLAIN.fullmatch(str(value)) and str(value).lower() not in _READ_AS_OTHERS
+    return str(value) if plain else json.dumps(str(value), ensure_ascii=False)
