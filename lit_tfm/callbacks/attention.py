@@ -68,12 +68,6 @@ class AttentionMaps(Callback):
                     name = f"pictures/attention_{attention.name}"
                     logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
 
-    def state_dict(self) -> dict[str, int]:
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._validations = state["validations"]
-
 
 def probe(task: Task, text: str, tokens: int) -> Batch:
     """The text as a batch of one, on the task's device. Raises KeyError where the collator needs more than a text."""

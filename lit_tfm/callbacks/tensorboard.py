@@ -50,10 +50,12 @@ def best_tag(name: str) -> str:
 def tensorboard(save_dir: Path, resume_step: int | None = None) -> "Board":
     """Events straight into the run folder, so that `tensorboard --logdir outputs` names runs as the folders are.
 
-    A resumed run purges what an earlier part wrote beyond the step it goes on from: no point stands twice.
+    A resumed run purges what an earlier part wrote beyond the step it goes on from: no point stands twice. Trap: with
+    `--load_fast=false` TensorBoard takes the first such mark in a run for its start and purges nothing, so every run
+    begins with one.
     """
-    purge = {} if resume_step is None else {"purge_step": resume_step + 1}
-    return Board(save_dir, name="", version="", flush_secs=FLUSH, **purge)
+    purge_step = 0 if resume_step is None else resume_step + 1
+    return Board(save_dir, name="", version="", flush_secs=FLUSH, purge_step=purge_step)
 
 
 class Board(TensorBoardLogger):
