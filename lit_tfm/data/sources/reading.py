@@ -9,6 +9,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from lit_tfm.errors import UserError
@@ -108,7 +109,8 @@ def _separated(path: Path, kind: str, header: bool, delimiter: str | None) -> It
     # Tab-separated data sets hold lone quotes as text (GLUE, SST-2); tabs inside quotes are not found there.
     quoting = csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL
     delimiter = delimiter or ("\t" if kind == "tsv" else ",")
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    lines = chain.from_iterable(io.StringIO(block, newline="") for block in read_blocks(path))  # never all in memory
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     names: list[str | int] | None = None
     try:
         for values in reader:
