@@ -85,6 +85,8 @@ class Board(TensorBoardLogger):
         self._write(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))
 
     def _write(self, tag: str, content: HParamsPluginData) -> None:
+        if of_a_trial(Path(self.log_dir)):
+            return  # the sweep writes the row, with how the trial ended: search/tensorboard.py
         content.version = metadata.PLUGIN_DATA_VERSION
         plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content.SerializeToString())
         value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))
@@ -124,6 +126,11 @@ class HParams(Callback):
         for logger in boards(trainer):
             if isinstance(logger, Board):
                 logger.log_success()
+
+
+def of_a_trial(folder: Path) -> bool:
+    """Whether the run in `folder` is a trial of a sweep, or one of its seeds."""
+    return any((place / "trial.json").exists() for place in (folder, folder.parent))
 
 
 def boards(trainer: Trainer) -> list[TensorBoardLogger]:
