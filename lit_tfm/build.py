@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
+from lit_tfm import targets
 from lit_tfm.callbacks.checkpoint_files import AtomicCheckpointIO
 from lit_tfm.callbacks.checkpoints import Checkpoints
 from lit_tfm.callbacks.metrics_csv import MetricsCsv
@@ -95,6 +96,7 @@ def build_data(cfg: DictConfig) -> TextData:
 
 def build_task(cfg: DictConfig, facts: DataFacts) -> Task:
     model = make(cfg.model, vocab_size=facts.tokenizer.vocab_size)
+    targets.check([cfg.optimizer, cfg.schedule], "optimizer, schedule")
     optimizer, schedule = instantiate(cfg.optimizer), instantiate(cfg.schedule)
     return make(cfg.task, model=model, facts=facts, optimizer=optimizer, schedule=schedule)
 
@@ -103,8 +105,9 @@ def make(node: DictConfig, **supplied: Any) -> Any:
     """The node's `_target_`, called with its keys and `supplied`.
 
     Not `instantiate(node, **supplied)`: that turns dataclasses into configs, copies modules, and hides a UserError in
-    an exception of its own.
+    an exception of its own. Raises UserError for a `_target_` that no config may name.
     """
+    targets.check(node, node._get_full_key(""))
     keys = OmegaConf.to_container(node)
     return instantiate(keys, _partial_=True, _convert_="all")(**supplied)
 
@@ -220,7 +223,7 @@ def build_callbacks(cfg: DictConfig, parts: Parts, run: RunFolder) -> list[Callb
 
 def make_with(node: DictConfig, **known: Any) -> Any:
     """`make`, giving what the target's signature asks for of what build.py knows."""
-    wanted = inspect.signature(get_object(node._target_)).parameters
+    wanted = inspect.signature(targets.find(node._target_, node._get_full_key(""))).parameters
     return make(node, **{name: value for name, value in known.items() if name in wanted and name not in node})
 
 

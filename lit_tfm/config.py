@@ -6,6 +6,7 @@ overrides of such groups are let through (`loosen`), and every key is then check
 (`check_keys`).
 """
 
+import hashlib
 import inspect
 import re
 from collections.abc import Iterable
@@ -16,14 +17,15 @@ from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from lit_tfm import targets
 from lit_tfm.errors import UserError, nearest
 
 _PACKAGE = Path(__file__).parent
@@ -35,6 +37,8 @@ CONF = ROOT / "conf"
 TARGET_GROUPS = ("model", "task", "data", "tokenizer", "optimizer", "schedule", "callbacks", "logger")
 _PARAMETER = re.compile(rf"({'|'.join(TARGET_GROUPS)})\.[\w.]+=")
 _HOME = re.compile(r"^([\w.]+=)~(?=/|$)")  # a shell leaves it alone behind `key=`
+_EXPERIMENT = re.compile(r"^experiment=(['\"]?[^'\"]+\.ya?ml['\"]?)$")
+_files: dict[str, Path] = {}  # experiments that are files, by the name Hydra knows them by
 # What Hydra raises for a mistake while composing: its own, omegaconf's, the yaml reader's.
 COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 # What build.py passes itself; a yaml that names them is as wrong as any unknown key.
@@ -50,9 +54,31 @@ SUPPLIED = {
 
 
 def loosen(arguments: Iterable[str]) -> list[str]:
-    """`model.softcap=30` -> `++model.softcap=30`: set it whether or not a yaml has named it; `key=~/x` -> home."""
-    homely = map(at_home, arguments)
+    """`model.softcap=30` -> `++model.softcap=30`: set it whether or not a yaml has named it; `key=~/x` -> home.
+
+    `experiment=PATH.yaml` becomes the name of an experiment that Hydra knows. Raises UserError where it can't be read.
+    """
+    homely = [_EXPERIMENT.sub(lambda found: f"experiment={register(found.group(1))}", at_home(a)) for a in arguments]
     return [f"++{argument}" if _PARAMETER.match(argument) else argument for argument in homely]
+
+
+def register(path: str | Path) -> str:
+    """The name under which Hydra finds the experiment in the yaml `path`, wherever it lies."""
+    path = Path(str(path).strip("'\"")).expanduser()
+    try:
+        content = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError, *COMPOSING) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UserError(f"experiment={path}: can't be read: {reason}") from error
+    if not isinstance(content, DictConfig) or not content:
+        raise UserError(f"experiment={path}: holds no keys; an experiment states what differs, e.g. seed: 2")
+    # Hydra would call what stands under its own keys.
+    if "hydra" in content or re.search(r"hydra|@", OmegaConf.to_yaml(content.get("defaults") or OmegaConf.create([]))):
+        raise UserError(f"experiment={path}: an experiment sets keys of the run only, and this one sets Hydra's own")
+    name = f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    ConfigStore.instance().store(name=name, node=content, group="experiment", package="_global_")
+    _files[name] = path
+    return name
 
 
 def at_home(argument: str) -> str:
@@ -92,12 +118,18 @@ def finish(cfg: DictConfig, choices: DictConfig | None = None, typed: Iterable[s
     `choices` and `typed` (the overrides) are those of the running Hydra job where they are not given.
     """
     choices = choices if choices is not None else HydraConfig.get().runtime.choices
+    words = list(typed if typed is not None else HydraConfig.get().overrides.task)
+    allowed = targets.typed(words)
+    targets.allow(allowed)
     chosen = {group: choices[group] for group in (*TARGET_GROUPS[:6], "experiment") if choices.get(group)}
+    if chosen.get("experiment") in _files:
+        chosen["experiment"] = _files[chosen["experiment"]].stem
     with open_dict(cfg):
         cfg.choices = chosen
+        cfg.allow_targets = allowed  # what a yaml says of it counts for nothing
         cfg.name = cfg.name or chosen.get("experiment") or f"{chosen.get('model')}-{chosen.get('task')}"
     OmegaConf.resolve(cfg)
-    cfg = _continued(cfg, list(typed if typed is not None else HydraConfig.get().overrides.task))
+    cfg = _continued(cfg, words)
     check_keys(cfg)
     check_values(cfg)
     return cfg
@@ -133,7 +165,7 @@ def explain(error: Exception) -> UserError:
     """One line for a mistake that Hydra found while composing."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        options = sorted(o.rpartition("/")[2] for o in (error.options or []))
+        options = sorted({o.rpartition("/")[2] for o in (error.options or [])} - set(_files))
         if group and options:
             return UserError(
                 f"{group}={option}: no such {group}{nearest(option, options)}; there is {', '.join(options)}"
@@ -266,12 +298,9 @@ def _check_node(node, path: str) -> None:
 def parameters(target: str, path: str) -> list[str] | None:
     """Names a `_target_` can be given in a yaml; None where it takes anything.
 
-    A class whose `Config` is a dataclass takes that dataclass's fields.
+    A class whose `Config` is a dataclass takes that dataclass's fields. Raises UserError for what no config may name.
     """
-    try:
-        call = get_object(target)
-    except Exception as error:
-        raise UserError(f"{path}._target_={target}: {' '.join(str(error).split())}") from error
+    call = targets.find(target, path)
     supplied = {"self", *SUPPLIED.get(re.split(r"\W", path)[0], ())}
     config = getattr(call, "Config", None)
     if is_dataclass(config):

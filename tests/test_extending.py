@@ -46,7 +46,8 @@ def test_a_data_set_is_one_yaml(outside, session_cache, labelled_csv) -> None:
 
 def test_a_task_is_one_file_one_yaml_one_test(outside, session_cache, text_folder) -> None:
     command = ["-m", "lit_tfm.train", "--config-dir", "my", "task=replaced_tokens", "model=bert_tiny", "data=text"]
-    done = start(outside, session_cache, *command, f"data.path={text_folder}", *SMALL, *STEP)
+    command += ["allow_targets=my_tasks", f"data.path={text_folder}"]
+    done = start(outside, session_cache, *command, *SMALL, *STEP)
     assert done.returncode == 0, done.stderr
     assert "val/loss" in done.stdout
     done = start(outside, session_cache, "-m", "pytest", "-q", "test_my_tasks.py")

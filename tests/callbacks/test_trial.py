@@ -142,7 +142,7 @@ def test_a_metric_that_is_no_number_is_reported_as_such(trial, tmp_path, monkeyp
     )
     monkeypatch.syspath_prepend(tmp_path)
     study = Study()
-    result = trial(study, "task._target_=broken_metric.Broken", metric="val/odd")
+    result = trial(study, "task._target_=broken_metric.Broken", "allow_targets=broken_metric", metric="val/odd")
     assert result.status == "finished"
     assert study.steps == [1280, 2560]
     assert all(math.isnan(value) for _, value in study.reports)

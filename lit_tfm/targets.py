@@ -1,0 +1,127 @@
+"""Which `_target_`s a config may name.
+
+A config may come from somebody else: a run folder, a sweep, a best.yaml. `_target_` is a call, so what it names is
+checked before anything is imported for it, and again after: only parts that a run is made of (models, tasks, data,
+tokenizers, optimizers, schedules, callbacks, loggers, metrics) of this package, torch, Lightning and torchmetrics.
+Being reachable is not enough: `lit_tfm.callbacks.record.subprocess.Popen` would be no part, wherever it is found.
+
+Modules of one's own are allowed by typing `allow_targets=my_tasks`. What a stored config says about that counts for
+nothing. The word is kept in the environment, so that the ranks and trials that this process starts have it as well.
+"""
+
+import inspect
+import os
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig
+
+from lit_tfm.errors import UserError
+
+VARIABLE = "LIT_TFM_ALLOW_TARGETS"
+OWN = tuple(f"lit_tfm.{part}" for part in ("models", "tasks", "data", "optim", "callbacks", "nn"))
+LIGHTNING = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "lightning.pytorch.profilers")
+# text and image metrics load models and weights from wherever their arguments say
+METRICS = tuple(
+    f"torchmetrics.{kind}" for kind in ("classification", "regression", "aggregation", "retrieval", "nominal")
+)
+HOMES = (*OWN, "torch.nn", "torch.optim", *LIGHTNING, *METRICS)
+# By name, so that checking imports none of them.
+KINDS = {
+    "torch.nn.modules.module.Module",  # models and tasks too
+    "torch.optim.optimizer.Optimizer",
+    "torchmetrics.metric.Metric",
+    "lightning.pytorch.callbacks.callback.Callback",
+    "lightning.pytorch.core.datamodule.LightningDataModule",
+    "lightning.pytorch.loggers.logger.Logger",
+    "lightning.pytorch.profilers.profiler.Profiler",
+    "lit_tfm.data.tokenizers.Recipe",
+}
+MAKERS = ("lit_tfm.optim", "lit_tfm.callbacks")  # where functions make such a thing
+SCHEDULES = "lit_tfm.optim.schedules"  # number in, number out
+_TYPED = re.compile(r"\+*allow_targets=")
+
+
+def allow(names: Iterable[str]) -> None:
+    """From now on, in this process and those it starts, configs may name what lives in these modules."""
+    there = allowed()
+    os.environ[VARIABLE] = ",".join([*there, *(str(name) for name in names if str(name) not in there)])
+
+
+def allowed() -> tuple[str, ...]:
+    return tuple(filter(None, os.environ.get(VARIABLE, "").split(",")))
+
+
+def typed(words: Iterable[str]) -> list[str]:
+    """The modules that the words of a command line allow: `allow_targets=my_tasks`, `allow_targets=[a,b.c]`."""
+    names: list[str] = []
+    for word in filter(_TYPED.match, words):
+        try:
+            value = OverridesParser.create().parse_override(word).value()
+        except HydraException:
+            value = None
+        found = [str(name) for name in (value if isinstance(value, list) else [value])]
+        if not all(re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", name) for name in found) or value is None:
+            raise UserError(
+                f"{word}: modules are needed, e.g. allow_targets=my_tasks or 'allow_targets=[my_tasks,my_data]'"
+            )
+        names += found
+    return names
+
+
+def check(node: Any, path: str) -> None:
+    """Raises UserError for the first `_target_` in `node`, however deep, that a config may not name."""
+    if isinstance(node, (ListConfig, list, tuple)):
+        for i, child in enumerate(node):
+            check(child, f"{path}[{i}]")
+    elif isinstance(node, (DictConfig, dict)):
+        if "_target_" in node:
+            find(node["_target_"], path)
+        for key in node:
+            check(node[key], f"{path}.{key}" if path else str(key))
+
+
+def find(target: Any, path: str) -> Any:
+    """What `target` names. Raises UserError where a config may not name it, or where there is no such thing."""
+    return _find(str(target), path, allowed())
+
+
+@lru_cache(maxsize=1024)
+def _find(target: str, path: str, trusted: tuple[str, ...]) -> Any:
+    if not _under(target, (*HOMES, *trusted)) or any(part.startswith("_") for part in target.split(".")[1:]):
+        raise _refusal(target, path, target.partition(".")[0])
+    try:
+        found = get_object(target)
+    except Exception as error:
+        raise UserError(f"{path}._target_={target}: {' '.join(str(error).split())}") from error
+    origin = str(getattr(found, "__module__", None))
+    if _under(origin, trusted) or (_under(origin, HOMES) and _is_part(found, origin)):
+        return found
+    name = getattr(found, "__qualname__", type(found).__name__)
+    raise _refusal(target, path, origin, f" is {origin}.{name}" if f"{origin}.{name}" != target else "")
+
+
+def _under(name: str, homes: Iterable[str]) -> bool:
+    return any(name == home or name.startswith(f"{home}.") for home in homes)
+
+
+def _is_part(found: Any, origin: str) -> bool:
+    """A class of one of the kinds, or a function of this package that returns one."""
+    if inspect.isclass(found):
+        return any(f"{base.__module__}.{base.__qualname__}" in KINDS for base in found.__mro__)
+    if not inspect.isfunction(found) or "." in found.__qualname__ or not _under(origin, MAKERS):
+        return False
+    returned = get_type_hints(found).get("return")
+    return origin == SCHEDULES or (inspect.isclass(returned) and _is_part(returned, origin))
+
+
+def _refusal(target: str, path: str, module: str, what: str = "") -> UserError:
+    return UserError(
+        f"{path}._target_={target}{what}: a config may name only models, tasks, data, optimizers, callbacks, loggers "
+        f"and metrics of lit_tfm, torch, lightning and torchmetrics; if you trust it, type allow_targets={module}"
+    )
