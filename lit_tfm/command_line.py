@@ -70,7 +70,8 @@ def _compose_all() -> list[DictConfig]:
             failures.append(error)
 
     asked = os.environ.get(FULL, "0")
-    sys.argv[1:] = typed = config.loosen(sys.argv[1:])
+    typed = sys.argv[1:]
+    sys.argv[1:] = config.loosen(typed)
     os.environ[FULL] = "1"  # otherwise Hydra prints its exceptions itself and exits with status 1
     with tempfile.TemporaryDirectory() as notes:  # Hydra's own of a `-m`
         sys.argv.append(f"hydra.sweep.dir='{notes}'")

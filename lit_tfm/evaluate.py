@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lit_tfm import targets
 from lit_tfm.command_line import run_verb
 from lit_tfm.errors import UserError
 from lit_tfm.runs import RunFolder
@@ -45,7 +46,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default 1000; 0: no intervals)")
     add("--mistakes", type=int, default=20, metavar="N", help="classifiers: most confident mistakes to store")
     add("--name", help="of the files in RUN/evaluation")
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(targets.take(argv))
 
 
 def name_of(given: argparse.Namespace, split: str, own: bool, checkpoint: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lit_tfm import targets
 from lit_tfm.errors import UserError, nearest
 from lit_tfm.generation.request import NEW_TOKENS, PER_BLANK, TEMPERATURE, TOP_K, Request
 
@@ -95,7 +96,7 @@ def parser() -> Parser:
 
 def generate(arguments: Sequence[str] | None = None) -> None:
     """The verb. Raises UserError."""
-    options = parser().parse_args(arguments)
+    options = parser().parse_args(targets.take(arguments))
     request = Request(
         max_new_tokens=options.max_new_tokens,
         greedy=options.greedy,

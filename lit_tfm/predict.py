@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from lit_tfm import targets
 from lit_tfm.command_line import run_verb
 from lit_tfm.errors import UserError
 from lit_tfm.runs import RunFolder
@@ -42,7 +43,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--top", type=int, metavar="K", help="answers each (default: 3 labels in the terminal, 1 in files; 5 words)")
     add("--checkpoint", metavar="best|last|PATH", help="default: best")
     add("--overwrite", action="store_true", help="replace an output that is there")
-    return parser.parse_intermixed_args(argv)
+    return parser.parse_intermixed_args(targets.take(argv))
 
 
 def predict(argv: list[str] | None = None) -> None:

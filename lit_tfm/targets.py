@@ -12,6 +12,7 @@ nothing. The word is kept in the environment, so that the ranks and trials that 
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, get_type_hints
@@ -72,6 +73,16 @@ def typed(words: Iterable[str]) -> list[str]:
             )
         names += found
     return names
+
+
+def take(arguments: Iterable[str] | None = None) -> list[str]:
+    """For verbs that read a run folder: obey the `allow_targets=` words of a command line and return the others.
+
+    None: the command line of this process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    allow(typed(words))
+    return [word for word in words if not _TYPED.match(word)]
 
 
 def check(node: Any, path: str) -> None:

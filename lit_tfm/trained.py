@@ -7,12 +7,12 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from hydra.utils import get_class
 from omegaconf import DictConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lit_tfm import targets
 from lit_tfm.build import build_task, facts_of
 from lit_tfm.errors import UserError, nearest
 from lit_tfm.runs import RunFolder
@@ -26,8 +26,10 @@ def task_class(run: RunFolder) -> type[Task]:
     """The task a run was trained on, without building anything. Raises UserError where the config can't be read."""
     cfg = config_of(run)
     try:
-        return get_class(cfg.task._target_)
-    except Exception as error:  # Hydra wraps whatever the import raised
+        return targets.find(cfg.task._target_, "task")
+    except UserError as error:
+        if error.__cause__ is None:  # no config may name it
+            raise
         raise UserError(
             f"{run.path}: its task {cfg.task._target_} can't be imported; put its folder into PYTHONPATH"
         ) from error
