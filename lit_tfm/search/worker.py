@@ -20,7 +20,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from lit_tfm.errors import UserError
-from lit_tfm.search import trial_folder
+from lit_tfm.search import tensorboard, trial_folder
 from lit_tfm.search.attempt import Objective, Order, perform
 from lit_tfm.search.endings import Ending, of_exception, of_status, retries
 from lit_tfm.search.holders import BEAT, Holder, birth, machine, sign_file
@@ -202,9 +202,10 @@ class Worker:
         """First the folder, then the study: a trial that has ended there has its record."""
         state = STATES.get(ending.kind, FAIL)
         reason = f"{WORDS.get(ending.kind, ending.kind)}: {ending.reason}" if state is FAIL else ending.reason
+        word = {"complete": "complete", "pruned": "pruned"}.get(ending.kind, "failed")
         trial_folder.write_record(
             folder,
-            state={"complete": "complete", "pruned": "pruned"}.get(ending.kind, "failed"),
+            state=word,
             **({"value": ending.values[0]} if len(ending.values) == 1 else {}),
             values=ending.values,
             reason=reason,
@@ -213,6 +214,8 @@ class Worker:
             ended=trial_folder.now(),
             pid=None,
         )
+        searched = self.settings.space.values(trial.params)
+        tensorboard.finish_trial(folder, word, searched, self.settings.metric, ending.values)
         attrs = {"reason": reason, "kind": ending.kind} if reason else {}
         told = self.study.tell(trial, state, ending.values or None, **attrs)
         what = f"{ending.kind} {ending.values or reason}"
