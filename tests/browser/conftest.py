@@ -41,7 +41,7 @@ TEXT = """(() => {
     if (node.nodeType === 3) { if (node.textContent.trim()) parts.push(node.textContent.trim()); return; }
     if (node.nodeType === 1 && (['SCRIPT', 'STYLE', 'TEMPLATE', 'DOM-MODULE'].includes(node.tagName)
         || getComputedStyle(node).display === 'none')) return;
-    if (node.tagName === 'IFRAME' && node.contentDocument) walk(node.contentDocument.body);
+    if (node.tagName === 'IFRAME' && node.contentDocument?.body) walk(node.contentDocument.body);
     if (node.tagName === 'INPUT' && node.value) parts.push(node.value);
     if (node.shadowRoot) for (const child of node.shadowRoot.childNodes) walk(child);
     for (const child of node.childNodes) walk(child);
@@ -169,13 +169,17 @@ class Page:
             time.sleep(0.1)
 
     def wait_for_text(self, *texts: str, seconds: float = 30.0) -> str:
-        """Until all of these are shown; the page's text."""
+        """Until all of these are shown, each perhaps made of several elements; the page's text."""
         until = time.monotonic() + seconds
-        while missing := [text for text in texts if text not in (shown := self.text())]:
+        while True:
+            shown = self.text()
+            joined = shown + shown.replace("\n", "")
+            missing = [text for text in texts if text not in joined]
+            if not missing:
+                return shown
             if time.monotonic() > until:
                 raise AssertionError(f"not shown within {seconds} s: {missing}\nthe page shows:\n{shown[:3000]}")
             time.sleep(0.1)
-        return shown if texts else self.text()
 
     def text(self) -> str:
         return self.js(TEXT)
