@@ -57,11 +57,11 @@ def show_status(given: argparse.Namespace) -> int:
     """Print the table of a running or ended sweep."""
     from rich.console import Console
 
-    from lit_tfm.search.settings import load
+    from lit_tfm.search.settings import read
     from lit_tfm.search.status import table
     from lit_tfm.search.study import look
 
-    settings = load(given.words, given.config_dir)
+    settings = read(given.words, given.config_dir)
     Console().print(table(settings.folder, look(settings)))
     return 0
 

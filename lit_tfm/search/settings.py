@@ -166,6 +166,13 @@ def load(arguments: list[str], config_dir: str | Path | None = None) -> SweepCon
 
     Raises UserError, in one line, for whatever is wrong with it.
     """
+    sweep = read(arguments, config_dir)
+    check(sweep)
+    return sweep
+
+
+def read(arguments: list[str], config_dir: str | Path | None = None) -> SweepConfig:
+    """As `load`, to look at a sweep only: nothing is composed, so the parts may still not fit each other."""
     typed = [read_word(argument) for argument in arguments]
     names = [value for key, value in typed if key == "sweep"]
     if len(names) != 1:
@@ -175,9 +182,7 @@ def load(arguments: list[str], config_dir: str | Path | None = None) -> SweepCon
     for key, value in typed:
         if key != "sweep":
             _apply(raw, key, value)
-    sweep = _checked({"name": path.stem, **raw}, str(config_dir) if config_dir else None)
-    check(sweep)
-    return sweep
+    return _checked({"name": path.stem, **raw}, str(config_dir) if config_dir else None)
 
 
 def known_sweeps() -> list[str]:
