@@ -8,30 +8,42 @@ import sys
 
 from lit_tfm.command_line import run_verb
 
+DESCRIPTION = """\
+Compare runs: the settings that differ, best and last metrics, what they cost.
+Finished runs that differ only in their seed become one row, mean ± standard
+deviation."""
 EXAMPLES = """\
 examples:
-  python -m lit_tfm.compare                                    all runs in outputs, sweeps' trials too
+  python -m lit_tfm.compare                     all runs in outputs, sweeps' too
   python -m lit_tfm.compare outputs/emotion_* --sort best/val/loss
-  python -m lit_tfm.compare --where "val/loss < 4 and optimizer == adamw" --format markdown
+  python -m lit_tfm.compare --where "val/loss < 4 and optimizer == adamw"
   python -m lit_tfm.compare outputs/a outputs/b --baseline outputs/a
   python -m lit_tfm.compare --html report.html
 
-where: comparisons (< <= > >= == != in [..]) of names with values, joined by and, or, not and ( ).
-names: run status steps tokens seconds parameters flops tokens_per_second; settings (optimizer.lr, or lr where
-that is clear; optimizer is the yaml chosen); metrics (val/loss: last value, best/val/loss: of the best validation).
+where: names compared with values (< <= > >= == != in [..]), joined by and, or,
+not and ( ). Names are run, status, steps, tokens, seconds, parameters, flops,
+tokens_per_second; settings (optimizer.lr, or lr where that is clear; optimizer
+is the yaml chosen); metrics (val/loss: the last value, best/val/loss: that of
+the best validation).
 """
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m lit_tfm.compare",
-        description="Compare runs: the settings that differ, best and last metrics, what they cost. Finished runs that "
-        "differ only in their seed become one row, mean ± standard deviation.",
+        usage="%(prog)s [RUN_OR_GLOB ...] [options]",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("runs", nargs="*", default=["outputs"], help="run folders, globs, folders with runs inside (default: outputs)")
+    add(
+        "runs",
+        nargs="*",
+        metavar="RUN_OR_GLOB",
+        default=["outputs"],
+        help="run folders, globs, folders with runs inside (default: outputs)",
+    )
     add("--baseline", metavar="RUN", help="differences from this run, over evaluation examples")
     add("--evaluation", metavar="NAME", help="the evaluation that --baseline compares (default: one that all have)")
     add("--sort", metavar="NAME", help="column to sort by, the best first (default: what the runs were monitored by)")
@@ -50,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 def compare(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from lit_tfm.reports import columns, paired, report, screen, tables, texts
+    from lit_tfm.reports import columns, report, screen, tables, texts
     from lit_tfm.runs import command
 
     which = columns.check_which(arguments.best, arguments.last)
@@ -63,7 +75,11 @@ def compare(arguments: argparse.Namespace) -> None:
         best=arguments.best,
     )
     found = columns.columns(result, arguments.metrics, arguments.columns, which)
-    differences = paired.against(result, arguments.baseline, arguments.evaluation) if arguments.baseline else None
+    differences = None
+    if arguments.baseline:
+        from lit_tfm.reports.paired import against  # numpy, which nothing else here needs
+
+        differences = against(result, arguments.baseline, arguments.evaluation)
     notes = [*result.notes, *(differences.notes if differences else [])]
     if arguments.format == "table":
         notes = screen.show_all(Console(), result, found, differences) + notes

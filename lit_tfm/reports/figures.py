@@ -3,18 +3,24 @@
 Made of dicts: plotly itself need not be imported for it.
 """
 
+import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from lit_tfm.reports.columns import Column
+from lit_tfm.reports.numbers import setting
 from lit_tfm.reports.page import Figure, label
 from lit_tfm.reports.reading import AXES, place
+from lit_tfm.reports.settings import short_names
 from lit_tfm.reports.tables import COSTS, Comparison, Row, larger_is_better
+from lit_tfm.terminal import visible
 
 COLOURS = (
     *("#3b7dd8", "#e8710a", "#1a9e5c", "#c53dc5", "#d93a3a"),
     *("#0aa5b5", "#a67c00", "#7a68d8", "#6b8e23", "#d1477a"),
 )
+_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?( \+\d+ seeds?)?$")  # a folder that only says when
 DASHES = ("solid", "dash", "dot")
 _LEGEND = len(COLOURS) * len(DASHES)  # more rows than that have no names beside the picture, only when pointed at
 _POINTS = 400  # of a curve; more can't be seen
@@ -44,7 +50,7 @@ def curve(result: Comparison, name: str) -> Figure:
                 {
                     "type": "scatter",
                     "mode": "lines+markers" if len(points) < 40 else "lines",
-                    "name": label(_short(row.name)),
+                    "name": label(_legend(result, row)),
                     "legendgroup": str(i),
                     "showlegend": run is row.run,
                     "y": [point.value for point in points],
@@ -58,7 +64,23 @@ def curve(result: Comparison, name: str) -> Figure:
                 axes[_TITLES[axis]].append(None if None in places else places)
     axes = {title: xs for title, xs in axes.items() if any(xs)}
     layout = _layout(result, label(name)) | {"hovermode": "closest"}
+    if span := _span(result, name):
+        layout["yaxis"]["range"] = span
     return Figure({"data": data, "layout": layout}, axes=axes, height=_height(result))
+
+
+def _span(result: Comparison, name: str) -> list[float] | None:
+    """Of the values of runs that did not fail, where a failed one would squeeze them; a double click shows all."""
+    kept, failed = [], []
+    for run in result.runs:
+        values = [point.value for point in run.points.get(name, ()) if math.isfinite(point.value)]
+        (failed if run.status == "failed" else kept).extend(values)
+    if not kept or not failed:
+        return None
+    low, high = min(kept), max(kept)
+    room = 0.06 * (high - low)
+    reached = max(failed) > high + 5 * room or min(failed) < low - 5 * room
+    return [low - room, high + room] if reached and room else None
 
 
 def _thinned(points: Sequence[Any]) -> list[Any]:
@@ -68,41 +90,41 @@ def _thinned(points: Sequence[Any]) -> list[Any]:
 
 
 def scatter(result: Comparison, name: str, told: Sequence[Column]) -> Figure | None:
-    """Quality over cost, and the front: what nothing beats in both. None where no run has the metric."""
+    """Quality over cost, and the front of the finished runs. None where no run has the metric."""
     key = f"best/{name}"
     larger = larger_is_better(name, result.runs)
     rows = [row for row in result.rows if row.get(key) is not None]
     rows.sort(key=lambda row: row.value(key), reverse=larger)
-    if not rows:
-        return None
-    qualities = [row.value(key) for row in rows]
-    places = [result.rows.index(row) for row in rows]
     axes: dict[str, list] = {}
     for cost in COSTS:
         xs = [row.get(cost) for row in rows]
         if any(x is not None for x in xs):
-            best = front(xs, qualities, larger)
-            axes[_COSTS[cost]] = [[x if i in best else None for i, x in enumerate(xs)], xs]
-    few = len(rows) <= 12
-    line = {"type": "scatter", "mode": "lines", "y": qualities, "connectgaps": True, "hoverinfo": "skip"}
-    line |= {"line": {"shape": "vh", "width": 1.4, "dash": "dot", "color": "#8a939c"}, "name": "Pareto front"}
-    points = {
+            finished = [x if row.run.status == "finished" else None for x, row in zip(xs, rows, strict=True)]
+            best = front(finished, [row.value(key) for row in rows], larger)
+            axes[_COSTS[cost]] = [[x if i in best else None for i, x in enumerate(xs)], *([x] for x in xs)]
+    if not axes:
+        return None
+    line: dict[str, Any] = {"type": "scatter", "mode": "lines", "connectgaps": True, "hoverinfo": "skip"}
+    line |= {"y": [row.value(key) for row in rows], "name": "Pareto front"}
+    line |= {"line": {"shape": "vh", "width": 1.4, "dash": "dot", "color": "#8a939c"}}
+    data = [line, *(_dot(result, row, key, told) for row in rows)]
+    layout = _layout(result, f"best {label(name)}") | {"margin": {"t": 20, "r": 30}}
+    return Figure({"data": data, "layout": layout}, axes=axes, height=_height(result))
+
+
+def _dot(result: Comparison, row: Row, key: str, told: Sequence[Column]) -> dict[str, Any]:
+    at = result.rows.index(row)
+    symbol = "circle" if row.run.status == "finished" else "circle-open"
+    return {
         "type": "scatter",
-        "mode": "markers+text" if few else "markers",
-        "y": qualities,
-        "text": [label(_short(row.name)) for row in rows] if few else None,
-        "textposition": "top center",
-        "textfont": {"size": 11},
+        "mode": "markers",
+        "name": label(_legend(result, row)),
+        "y": [row.value(key)],
         "cliponaxis": False,
-        "marker": {"size": 10, "color": [_colour(i, len(result.rows)) for i in places]},
-        "error_y": {"type": "data", "array": [row.spread(key) for row in rows], "thickness": 1},
-        "hovertext": [_hover(row, told, result) for row in rows],
-        "hovertemplate": "%{hovertext}<br>%{x:.4s}: %{y:.5g}<extra></extra>",
-        "name": "runs",
-        "showlegend": False,
+        "marker": {"size": 11, "color": _colour(at, len(result.rows)), "symbol": symbol},
+        "error_y": {"type": "data", "array": [row.spread(key)], "thickness": 1, "visible": len(row.runs) > 1},
+        "hovertemplate": f"{_hover(row, told, result)}<br>%{{x:.4s}}: %{{y:.5g}}<extra></extra>",
     }
-    layout = _layout(result, f"best {label(name)}") | {"showlegend": True, "margin": {"t": 30, "r": 40}}
-    return Figure({"data": [line, points], "layout": layout}, axes=axes, height=440)
 
 
 def front(costs: Sequence[float | None], qualities: Sequence[float], larger: bool) -> set[int]:
@@ -131,8 +153,22 @@ def _which(row: Row, run) -> str:
     return row.name if len(row.runs) == 1 else f"{row.name}: seed {run.seed}"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 44 else f"{name[:20]} … {name[-20:]}"
+def _legend(result: Comparison, row: Row) -> str:
+    """What was set, in a few words; the folder's name too where that says more than when it was, or tells apart."""
+    texts = [_words(result, other) for other in result.rows]
+    mine = texts[result.rows.index(row)]
+    if mine and texts.count(mine) == 1 and _TIME.search(row.name):
+        return mine
+    return " · ".join(filter(None, [visible(row.name, 40), mine]))
+
+
+def _words(result: Comparison, row: Row) -> str:
+    """`muon, d_model=128`: a chosen yaml by its name, a number with its own."""
+    short, words = short_names(result.settings), []
+    for name in result.settings[:4]:
+        if (value := row.run.settings.get(name)) is not None:
+            words.append(setting(value) if "." not in name else f"{short[name]}={setting(value)}")
+    return visible(", ".join(words), 60) + (f" ({len(row.runs)} seeds)" if len(row.runs) > 1 else "")
 
 
 def _colour(i: int, rows: int) -> str:

@@ -40,7 +40,9 @@ function addFilter(table) {
 for (const table of document.querySelectorAll("table")) {
   [...table.tHead.rows[0].cells].forEach((head, column) => {
     const cells = [...table.tBodies[0].rows].map((row) => row.cells[column]);
-    head.classList.toggle("number", cells.some((cell) => cell.classList.contains("number")));
+    if (cells.some((cell) => cell.classList.contains("number"))) {
+      for (const cell of [head, ...cells]) cell.classList.add("number");
+    }
     head.firstElementChild.addEventListener("click", () => {
       sortBy(table, column, head.getAttribute("aria-sort") !== "ascending");
     });
@@ -62,6 +64,7 @@ function themed(layout) {
     font: { size: 13, ...layout.font, color: colour("--ink") },
     hoverlabel: { bgcolor: colour("--raised"), font: { color: colour("--ink") }, ...layout.hoverlabel },
     legend: { ...layout.legend, bgcolor: "rgba(0,0,0,0)" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--line"), activecolor: colour("--soft") },
     autosize: true,
   };
   delete result.width;
@@ -85,7 +88,11 @@ function draw(figure) {
     const layout = themed(content.layout);
     const data = content.data.map((trace, i) => (chosen ? { ...trace, x: content.axes[chosen][i] || [] } : trace));
     if (chosen) layout.xaxis.title = { text: chosen };
-    for (const letter of "xy") if (logarithmic[letter]) layout[`${letter}axis`].type = "log";
+    for (const letter of "xy") {
+      if (!logarithmic[letter]) continue;
+      layout[`${letter}axis`].type = "log";
+      delete layout[`${letter}axis`].range;  // it was linear
+    }
     Plotly.react(plot, data, layout, { displaylogo: false, responsive: true });
   }
 

@@ -13,14 +13,13 @@ import csv
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lit_tfm.errors import UserError, nearest
-from lit_tfm.reports.columns import Column
-from lit_tfm.reports.numbers import metric
+from lit_tfm.reports.differences import Difference, Differences
 from lit_tfm.reports.reading import find_runs, read_run
 from lit_tfm.reports.tables import Comparison, Row, common_root, name_of
 
@@ -30,68 +29,11 @@ Sums = dict[str, tuple[np.ndarray, np.ndarray]]  # metric -> numerators and deno
 
 
 @dataclass
-class Difference:
-    """Of one metric: a run's value minus the baseline's, and where 95 % of the draws lie."""
-
-    run: str
-    metric: str
-    baseline: float
-    value: float
-    low: float
-    high: float
-    examples: int
-
-    @property
-    def difference(self) -> float:
-        return self.value - self.baseline
-
-    @property
-    def verdict(self) -> str:
-        if self.low <= 0 <= self.high:
-            return "not clear"
-        return "better" if (self.difference > 0) == (self.metric == "accuracy") else "worse"
-
-
-@dataclass
-class Differences:
-    baseline: str
-    evaluation: str = ""
-    rows: list[Difference] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def columns(self) -> list[Column]:
-        rows, signed = self.rows, lambda value: f"{value:+.4f}"
-        return [
-            Column("run", "run", number=False, cells=[row.run for row in rows]),
-            Column("metric", "metric", number=False, cells=[row.metric for row in rows]),
-            Column("baseline", "baseline", cells=[metric(row.baseline) for row in rows], rank=3),
-            Column("value", "run's", cells=[metric(row.value) for row in rows], rank=2),
-            Column("difference", "difference", cells=[signed(row.difference) for row in rows]),
-            Column("interval", "95 %", cells=[f"{signed(row.low)} {signed(row.high)}" for row in rows]),
-            Column("verdict", "", number=False, cells=[row.verdict for row in rows], rank=1),
-            Column("examples", "examples", cells=[f"{row.examples:,}" for row in rows], rank=4),
-        ]
-
-    def records(self) -> dict[str, dict[str, float]]:
-        """By run, for csv and json."""
-        found: dict[str, dict[str, float]] = {}
-        for row in self.rows:
-            name = f"{self.evaluation} {row.metric} difference"
-            found.setdefault(row.run, {}).update(
-                {name: row.difference, f"{name} low": row.low, f"{name} high": row.high}
-            )
-        return found
-
-    def title(self) -> str:
-        return f"Against {self.baseline}, on {self.evaluation}"
-
-
-@dataclass
 class Examples:
     sums: Sums
     index: np.ndarray  # (N,) sorted
     labels: np.ndarray | None  # (N,) texts
-    data: str | None  # hash of the data
+    about: dict[str, str | None]  # what both must share: data and tokenizer (hashes), unit of an example
 
 
 # ---- comparing -----------------------------------------------------------------------------------------------------
@@ -167,22 +109,39 @@ def _how(missing: Sequence[Path]) -> str:
 def _differences(name: str, mine: Examples, base: Examples, notes: list[str]) -> list[Difference]:
     """Over the examples that both have."""
     common, here, there = np.intersect1d(mine.index, base.index, assume_unique=True, return_indices=True)
-    labels = mine.labels is not None and base.labels is not None
-    if mine.data != base.data and None not in (mine.data, base.data):
-        notes.append(f"{name}: evaluated on other data than the baseline: not compared")
-        return []
-    if not len(common) or (labels and (mine.labels[here] != base.labels[there]).any()):
-        notes.append(f"{name}: its examples are not those of the baseline: not compared")
+    if why := _foreign(mine, base, here, there):
+        notes.append(f"{name}: {why}: not compared")
         return []
     if len(common) < max(len(mine.index), len(base.index)):
         notes.append(f"{name}: compared over the {len(common):,} examples that both have")
+    names = [key for key in base.sums if key in mine.sums]
+    if mine.labels is None and _differ(mine, base, "tokenizer"):
+        names = [key for key in names if key == "bits_per_byte"]
+        notes.append(f"{name}: another tokenizer than the baseline's: losses a token do not compare")
     result = []
-    for metric_name in [key for key in base.sums if key in mine.sums]:
+    for metric_name in names:
         pairs = [part[here] for part in mine.sums[metric_name]], [part[there] for part in base.sums[metric_name]]
         values = [float(top.sum() / bottom.sum()) for top, bottom in pairs]
         low, high = interval(*pairs)
         result.append(Difference(name, metric_name, values[1], values[0], low, high, len(common)))
     return result
+
+
+def _foreign(mine: Examples, base: Examples, here: np.ndarray, there: np.ndarray) -> str:
+    """Why these are not the same examples; "" where they are."""
+    if _differ(mine, base, "data"):
+        return "evaluated on other data than the baseline"
+    if mine.labels is None or base.labels is None:
+        blocks = mine.labels is not base.labels or len(mine.index) != len(here) or len(base.index) != len(there)
+        same = not blocks and not _differ(mine, base, "unit")
+    else:
+        same = len(here) > 0 and bool((mine.labels[here] == base.labels[there]).all())
+    return "" if same else "its examples are not those of the baseline"
+
+
+def _differ(mine: Examples, base: Examples, what: str) -> bool:
+    told = mine.about.get(what), base.about.get(what)
+    return None not in told and told[0] != told[1]
 
 
 def interval(mine: Sequence[np.ndarray], base: Sequence[np.ndarray], draws: int = DRAWS) -> tuple[float, float]:
@@ -210,7 +169,7 @@ def _row_examples(row: Row, name: str, notes: list[str]) -> Examples | None:
     for run in row.runs:
         try:
             every.append(read_examples(_file(run, name)))
-        except (OSError, ValueError, KeyError, csv.Error) as error:
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             notes.append(f"{_file(run, name)} can't be read ({type(error).__name__}: {error}); evaluate the run again")
             return None
     first = every[0]
@@ -220,11 +179,11 @@ def _row_examples(row: Row, name: str, notes: list[str]) -> Examples | None:
     sums = {
         key: tuple(np.mean([other.sums[key][part] for other in every], axis=0) for part in (0, 1)) for key in first.sums
     }
-    return Examples(sums, first.index, first.labels, first.data)
+    return Examples(sums, first.index, first.labels, first.about)
 
 
 def read_examples(path: Path) -> Examples:
-    """Raises ValueError or KeyError for a file that holds something else."""
+    """Raises ValueError, KeyError or TypeError (a torn line) for a file that holds something else."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows:
@@ -241,19 +200,22 @@ def read_examples(path: Path) -> Examples:
     if "targets" not in rows[0]:
         labels = np.array([row["label"] for row in rows])[order]
         right = labels == np.array([row["predicted"] for row in rows])[order]
-        return Examples(
-            {"accuracy": (right.astype(float), ones), "loss": (loss, ones)}, index[order], labels, _data(path)
-        )
+        sums = {"accuracy": (right.astype(float), ones), "loss": (loss, ones)}
+        return Examples(sums, index[order], labels, _about(path))
     sums = {"loss": (loss, numbers("targets"))}
     if "bytes" in rows[0]:
         sums["bits_per_byte"] = (loss / math.log(2), numbers("bytes"))
-    return Examples(sums, index[order], None, _data(path))
+    return Examples(sums, index[order], None, _about(path))
 
 
-def _data(path: Path) -> str | None:
+def _about(path: Path) -> dict[str, str | None]:
+    """From the json beside it, where there is one."""
     try:
         told = json.loads(path.with_name(path.name.replace(ENDING, ".json")).read_text(encoding="utf-8"))
-        data = told.get("data")
-        return (data.get("hash") if isinstance(data, dict) else None) or told.get("hash")
-    except (OSError, ValueError, AttributeError):
-        return None
+        return {
+            "data": told["data"]["hash"],
+            "tokenizer": told.get("tokenizer"),
+            "unit": told.get("examples", {}).get("unit"),
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}

@@ -242,7 +242,7 @@ def read_points(path: Path) -> tuple[dict[str, list[Point]], str]:
     torn = 0
     try:
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            rows = csv.reader(line.replace("\0", "") for line in file)
+            rows = csv.reader(line.replace("\0", "?") for line in file)
             for row in rows:
                 if tuple(row) == COLUMNS or not row:
                     continue

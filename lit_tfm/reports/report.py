@@ -11,8 +11,8 @@ from urllib.parse import quote
 from lit_tfm.errors import UserError
 from lit_tfm.reports import figures
 from lit_tfm.reports.columns import Column, columns
+from lit_tfm.reports.differences import Differences
 from lit_tfm.reports.page import Cell, Code, Heading, Section, Table, page
-from lit_tfm.reports.paired import Differences
 from lit_tfm.reports.tables import Comparison, Row
 from lit_tfm.runs import write_text
 
@@ -62,7 +62,7 @@ def _sections(result, found, differences, metrics, command, path) -> list[Sectio
     scatters = [(name, figures.scatter(result, name, found)) for name in result.headline() if name.startswith("val/")]
     if any(figure for _, figure in scatters):
         sections.append(Heading("Cost against quality"))
-        sections.append("Runs on the dotted front are beaten by no other run in both.")
+        sections.append("No finished run beats one on the dotted line in both. Rings: runs that did not finish.")
         for name, figure in scatters:
             sections += [Heading(name, 3), figure] if figure else []
     every = columns(result, every=True)
@@ -138,7 +138,8 @@ def _environments(result: Comparison) -> list[str]:
         for name, value in facts.items():
             known.setdefault(name, Counter())[str(value)] += 1
     return [
-        f"{name} differs: " + ", ".join(f"{value} ({count} runs)" for value, count in counts.most_common(6))
+        f"{name} differs: "
+        + ", ".join(f"{value} ({count} run{'s' * (count > 1)})" for value, count in counts.most_common(6))
         for name, counts in known.items()
         if len(counts) > 1
     ]

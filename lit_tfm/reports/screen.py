@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_tfm.reports.columns import Column
-from lit_tfm.reports.paired import Differences
+from lit_tfm.reports.differences import Differences
 from lit_tfm.reports.tables import Comparison
 from lit_tfm.terminal import visible
 
@@ -27,7 +27,7 @@ def show_all(
     title += f", {rows} settings" if rows < runs else ""
     hidden = show(console, found, title)
     if differences and differences.rows:
-        hidden += show(console, differences.columns(), differences.title())
+        hidden += show(console, differences.columns(), differences.title(), standing=False)
     if not hidden:
         return []
     named = ", ".join(hidden[:8]) + (f" and {len(hidden) - 8} more" if len(hidden) > 8 else "")
@@ -42,17 +42,18 @@ def tell(console: Console, notes: Sequence[str]) -> None:
         console.print(f"and {len(notes) - _NOTES} lines like these; --html has all", highlight=False)
 
 
-def show(console: Console, found: Sequence[Column], title: str = "") -> list[str]:
+def show(console: Console, found: Sequence[Column], title: str, standing: bool = True) -> list[str]:
     """Prints the table; the names of the columns that had no room.
 
-    A few runs that do not fit as rows stand side by side as columns, one line a figure.
+    With `standing` a few runs that do not fit as rows stand side by side as columns, one line a figure.
     """
+    console.print(f"[italic]{escape(visible(title))}[/]", highlight=False)
     kept = fitting(found, console.width)
-    rows = len(found[0].cells)
-    if len(kept) < len(found) and rows <= _STANDING and _room(found, console.width) >= _NARROWEST:
-        console.print(_standing(found, title, _room(found, console.width)))
+    few = standing and len(found[0].cells) <= _STANDING
+    if len(kept) < len(found) and few and _room(found, console.width) >= _NARROWEST:
+        console.print(_standing(found, _room(found, console.width)))
         return []
-    console.print(_lying(kept, title))
+    console.print(_lying(kept))
     return [column.whole for column in found if column not in kept]
 
 
@@ -73,15 +74,13 @@ def _width(column: Column) -> int:
     return max(len(column.title), len(column.note), cells if column.number else min(cells, _WIDEST))
 
 
-def _table(title: str) -> Table:
+def _table() -> Table:
     # A space at either edge, two between columns: what `fitting` counts with.
-    return Table(
-        title=escape(visible(title)), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-    )
+    return Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
-def _lying(found: Sequence[Column], title: str) -> Table:
-    table = _table(title)
+def _lying(found: Sequence[Column]) -> Table:
+    table = _table()
     for column in found:
         head = f"{escape(column.title)}\n[dim]{column.note}[/]" if column.note else escape(column.title)
         table.add_column(
@@ -108,9 +107,9 @@ def _room(found: Sequence[Column], width: int) -> int:
     return min(_WIDEST, (width - heads) // len(found[0].cells) - 2)
 
 
-def _standing(found: Sequence[Column], title: str, width: int) -> Table:
+def _standing(found: Sequence[Column], width: int) -> Table:
     run, *others = found
-    table = _table(title)
+    table = _table()
     table.add_column("", style="bold cyan", no_wrap=True)
     for name in run.cells:
         table.add_column(escape(visible(name)), overflow="fold", max_width=width, justify="right")

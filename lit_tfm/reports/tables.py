@@ -214,9 +214,12 @@ def _folded(rows: list[Row]) -> list[Row]:
 
 def _apart(rows: list[Row]) -> list[str]:
     """Settings that differ, those that tell most first: chosen yamls, own differences, what follows from the yamls."""
-    several = [{**row.run.settings, "seed": row.value("seed")} if row.run.settings else {} for row in rows]
-    several = [settings for settings in several if settings]  # of a broken run nothing is known
+    several = [row.run.settings for row in rows if row.run.settings]  # of a broken run nothing is known
     names = differing(several)
+    if (
+        len({row.run.seed for row in rows if len(row.runs) == 1}) < 2 and "seed" in names
+    ):  # what folded rows have many of
+        names.remove("seed")
 
     def follows(name: str) -> bool:
         group = name.partition(".")[0]
