@@ -2,11 +2,13 @@
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from lit_tfm import config
@@ -76,3 +78,63 @@ def run(tmp_path: Path, session_cache: Path) -> Callable[..., Result]:
         return train(config.compose([*first, f"cache_dir={session_cache}", *given]), quiet=True)
 
     return start
+
+
+LEARNT = {  # kind -> overrides; the data come with `trained_runs`
+    "masked": ["model=bert_tiny", "task=masked_lm", "data=text", "tokenizer=wordpiece", "data.block_size=32"],
+    "causal": ["model=gpt_tiny", "task=causal_lm", "data=text", "tokenizer=bpe", "data.block_size=32"],
+    "spans": ["model=t5_tiny", "task=span_corruption", "data=text", "tokenizer=unigram", "tokenizer.sentinels=20"],
+    "encoder": ["model=bert_tiny", "task=classification", "data=csv", "tokenizer=wordpiece"],
+    "decoder": ["model=gpt_tiny", "task=classification", "data=csv", "tokenizer=bpe"],
+    "encoder_decoder": ["model=t5_tiny", "task=classification", "data=csv", "tokenizer=unigram"],
+    "pairs": ["model=bert_tiny", "task=classification", "data=csv", "data.text_b=second"],
+    "several": ["model=bert_tiny", "task=classification", "data=csv", "data.label_separator='|'"],
+}
+
+
+@pytest.fixture(scope="session")
+def trained_runs(tmp_path_factory, session_cache: Path, text_folder: Path, labelled_csv: Path) -> Callable[[str], Path]:
+    """`trained_runs("encoder")`: the folder of a small run of that kind, only to be read.
+
+    Trained once, also where several processes share the tests.
+    """
+    several = "PYTEST_XDIST_WORKER" in os.environ
+    shared = (tmp_path_factory.getbasetemp().parent if several else tmp_path_factory.getbasetemp()) / "learnt"
+    shared.mkdir(exist_ok=True)
+
+    def make(kind: str) -> Path:
+        with FileLock(str(shared / f"{kind}.lock")):
+            if not (shared / kind / "summary.json").exists():
+                path = text_folder if kind in ("masked", "causal", "spans") else rows_of(kind, labelled_csv, shared)
+                given = [f"data.path={path}", f"output_dir={shared / kind}", f"cache_dir={session_cache}"]
+                given += ["tokenizer.vocab_size=320", "trainer.max_steps=12", "trainer.val_every=6", "budget=null"]
+                given += ["optimizer.lr=0.01", "logger.tensorboard=null"]
+                train(config.compose([*TINY, *LEARNT[kind], *given]), quiet=True)
+        return shared / kind
+
+    return make
+
+
+def rows_of(kind: str, labelled_csv: Path, folder: Path) -> Path:
+    """`pairs` has the columns text and second, `several` labels like good|long."""
+    rows = [line.rsplit(",", 1) for line in labelled_csv.read_text().splitlines()[1:]]
+    lines = ["text,label", *(f"{text},{label}" for text, label in rows)]
+    if kind == "pairs":
+        seconds = [rows[i - 1][0] for i in range(len(rows))]
+        lines = ["text,second,label"]
+        lines += [f"{text},{second},{label}" for (text, label), second in zip(rows, seconds, strict=True)]
+    if kind == "several":
+        lines = ["text,label", *(f"{text},{label}{'|long' * (len(text.split()) > 7)}" for text, label in rows)]
+    path = folder / f"{kind}.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def learnt(trained_runs: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """`learnt("encoder")`: a copy of that run, to do with as one likes."""
+
+    def copy(kind: str, name: str | None = None) -> Path:
+        return Path(shutil.copytree(trained_runs(kind), tmp_path / (name or kind)))
+
+    return copy

@@ -142,7 +142,7 @@ def choose(held: HeldOut, split: str | None, own: bool) -> tuple[str, str]:
     there = held.splits()
     split = WORDS.get(split, split)
     if split is not None and split not in SPLITS:
-        raise UserError(f"--split {split}: there is {', '.join(there)}{nearest(split, there)}")
+        raise UserError(f"--split {split}: no such split{nearest(split, SPLITS)}; there is {', '.join(there)}")
     if not own and len(held.source.splits()) == 1:  # a file given to be evaluated is meant as a whole
         held.cuts.clear()
         return "train", split or "all"
