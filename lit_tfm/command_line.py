@@ -74,7 +74,9 @@ def _compose_all() -> list[DictConfig]:
     sys.argv[1:] = config.loosen(typed)
     os.environ[FULL] = "1"  # otherwise Hydra prints its exceptions itself and exits with status 1
     with tempfile.TemporaryDirectory() as notes:  # Hydra's own of a `-m`
-        sys.argv.append(f"hydra.sweep.dir='{notes}'")
+        # Beside the other overrides: argparse takes them in one piece only, before or behind options.
+        words = [place for place, word in enumerate(sys.argv) if place and "=" in word and word[0] != "-"]
+        sys.argv.insert(min(words, default=len(sys.argv)), f"hydra.sweep.dir='{notes}'")
         try:
             composed()
         except config.COMPOSING as error:

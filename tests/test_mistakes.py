@@ -191,7 +191,12 @@ def test_a_traceback_comes_on_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["--help"], "experiment"), (["--cfg", "job", "experiment=bert_small"], "d_model: 512")]
+    ("arguments", "said"),
+    [
+        (["--help"], "experiment"),
+        (["--cfg", "job", "experiment=bert_small"], "d_model: 512"),
+        (["experiment=bert_small", "--cfg", "job"], "d_model: 512"),
+    ],
 )
 def test_help_and_config_answer_without_torch(arguments: list[str], said: str) -> None:
     """What makes them answer in about a second; time itself is no test here."""
