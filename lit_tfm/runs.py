@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,19 @@ def environment(hardware: str) -> dict[str, Any]:
     }
 
 
+@cache
+def packages() -> dict[str, str | None]:
+    """Versions of what matters; None where a package is not installed."""
+    versions = {}
+    for package in _RECORDED:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+@cache
 def git_state() -> dict[str, Any] | None:
     """Commit of the folder lit_tfm runs from and whether it was clean; None outside a repository."""
     here = Path(__file__).parent

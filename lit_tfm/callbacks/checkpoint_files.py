@@ -9,6 +9,7 @@ A checkpoint is a zip archive in which torch keeps a CRC-32 of every record; `ch
 
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from safetensors.torch import save_file
+from torch import Tensor
 
 from lit_tfm.errors import UserError
 
@@ -26,7 +28,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """To a temporary name, synced, renamed: a crash in the middle leaves the checkpoint before.
 
     The newest of a run is kept as previous.ckpt until the next: should the disk have spoilt one, there is another.
+    With `weights` the plain weights are written beside it.
     """
+
+    weights = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
         path = Path(path)
@@ -44,22 +49,36 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(path, path.with_name(PREVIOUS))  # killed here, `newest` finds that one
         os.replace(temporary, path)
         sync_folder(path.parent)
+        if self.weights:
+            save_weights(path, checkpoint["state_dict"])
 
 
-def save_weights(checkpoint: Path) -> None:
+def save_weights(checkpoint: Path, state: dict[str, Tensor]) -> None:
     """`state_dict` of a checkpoint as safetensors beside it; tied weights stand once, under their first name."""
-    state = torch.load(checkpoint, weights_only=True, mmap=True)["state_dict"]
     seen: set[tuple] = set()
     plain = {}
     for name, tensor in state.items():
         place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape)
         if place not in seen:
-            plain[name] = tensor.contiguous()
+            plain[name] = tensor.detach().cpu().contiguous()
         seen.add(place)
     final = checkpoint.with_suffix(".safetensors")
     temporary = final.with_name(f".{final.name}.partial")
     save_file(plain, temporary)
     os.replace(temporary, final)
+
+
+def keep_as(path: Path, name: str) -> None:
+    """A checkpoint and its weights under a further name, without writing them again where the disk has links."""
+    for suffix in (path.suffix, ".safetensors"):
+        kept = path.with_name(name).with_suffix(suffix)
+        temporary = kept.with_name(f".{kept.name}.partial")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path.with_suffix(suffix), temporary)
+        except OSError:
+            shutil.copyfile(path.with_suffix(suffix), temporary)
+        os.replace(temporary, kept)
 
 
 def check(path: Path) -> str | None:

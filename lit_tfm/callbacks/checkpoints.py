@@ -15,7 +15,7 @@ from lightning import Callback, Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lit_tfm.callbacks.checkpoint_files import LAST, save_weights
+from lit_tfm.callbacks.checkpoint_files import LAST, keep_as
 from lit_tfm.tasks.base import NonFiniteLoss
 
 
@@ -49,7 +49,8 @@ class Checkpoints(Callback):
         if place is not None:
             for rank in range(len(self.ranking) - 1, place, -1):
                 self._shift(trainer, rank)
-            self._save(trainer, self._name(place), weights=True)
+            if trainer.is_global_zero:
+                keep_as(self.folder / LAST, self._name(place))
 
     def save_last(self, trainer: Trainer) -> None:
         """Where the run stands now, between two steps. Collective."""
@@ -81,10 +82,8 @@ class Checkpoints(Callback):
         with trainer.lightning_module.progress.paused():
             if not finite(trainer.lightning_module):
                 raise NonFiniteLoss(f"weights are no longer finite at step {trainer.global_step}")
-            path = self.folder / name
-            trainer.save_checkpoint(path)
-            if weights and trainer.is_global_zero:
-                save_weights(path)
+            trainer.strategy.checkpoint_io.weights = weights
+            trainer.save_checkpoint(self.folder / name)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         checkpoint["loops"]["fit_loop"] = between_steps(

@@ -130,7 +130,7 @@ class Task(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout as a function of the micro-step, as masks are: a resume needs no generator state, on no rank.
         draw = uniform(self.seed, batch_idx, [self.global_rank], stream=DROPOUT, n=1)
-        torch.manual_seed(int(draw[0, 0] * 2**53))
+        seed_dropout(int(draw[0, 0] * 2**53), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self(batch)
@@ -237,7 +237,8 @@ class Task(LightningModule):
         metrics = {f"{stage}/{k}": float(v) for k, v in self.report(self._sums[stage].means(), stage).items()}
         self._sums[stage].reset()
         self.measured = metrics
-        self.log_dict(metrics, logger=False)  # float32, for Lightning's own callbacks, such as early stopping
+        # float32, for Lightning's own callbacks, such as early stopping; it would search the batch for its size
+        self.log_dict(metrics, logger=False, batch_size=1)
         self.write(metrics, self.trainer.global_step)
 
     # ---- set-up -----------------------------------------------------------------------------------------------
@@ -261,3 +262,10 @@ class Task(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.progress.restore(checkpoint["lit_tfm"]["progress"])
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """What `torch.manual_seed` does, for this device only: its rounds for absent ones take longer than a small step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lit_tfm import config
-from lit_tfm.callbacks.checkpoint_files import AtomicCheckpointIO, check, newest
+from lit_tfm.callbacks.checkpoint_files import AtomicCheckpointIO, check, keep_as, newest
 from lit_tfm.errors import UserError
 from lit_tfm.train import train
 
@@ -91,6 +92,25 @@ def test_a_crafted_one_executes_nothing(folder, tmp_path) -> None:
     assert proof.exists()
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_one_that_is_kept_outlives_the_newest(tmp_path, monkeypatch, links) -> None:
+    if not links:
+
+        def refuse(*args) -> None:
+            raise OSError("no links on this file system")
+
+        monkeypatch.setattr(os, "link", refuse)
+    io = AtomicCheckpointIO()
+    io.weights = True
+    for step in (1, 2, 3):
+        io.save_checkpoint(checkpoint(step), tmp_path / "last.ckpt")
+        if step < 3:
+            keep_as(tmp_path / "last.ckpt", "best.ckpt")
+    assert (step_of(tmp_path / "best.ckpt"), step_of(tmp_path / "last.ckpt")) == (2, 3)
+    kept, newest_weights = (load_file(tmp_path / f"{name}.safetensors") for name in ("best", "last"))
+    assert (float(kept["b"][0]), float(newest_weights["b"][0])) == (2.0, 3.0)
+
+
 def test_a_file_that_is_another_thing_says_what_it_lacks(folder) -> None:
     torch.save({"state_dict": {}}, folder / "last.ckpt")
     assert check(folder / "last.ckpt") == "it lacks global_step, loops, lit_tfm"
@@ -121,6 +141,7 @@ def watch(fatal):
             return call(*args, **kwargs)
         return wrapper
     os.replace, os.fsync, os.open = counted(os.replace), counted(os.fsync), counted(os.open)
+    os.link = counted(os.link)
     files.save_file, write = counted(files.save_file), files.torch.save
     def torn(value, file):
         write(value, file)
@@ -137,8 +158,10 @@ while True:
         AtomicCheckpointIO().save_checkpoint(checkpoint(step), folder / "last.ckpt")
     if not (child := os.fork()):
         watch(fatal)
-        AtomicCheckpointIO().save_checkpoint(checkpoint(3), folder / "last.ckpt")
-        files.save_weights(folder / "last.ckpt")
+        files_io = AtomicCheckpointIO()
+        files_io.weights = True
+        files_io.save_checkpoint(checkpoint(3), folder / "last.ckpt")
+        files.keep_as(folder / "last.ckpt", "best.ckpt")
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:
         break
