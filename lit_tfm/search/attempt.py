@@ -131,7 +131,8 @@ def _runs(order: Order, line: Line) -> Ending:
     reached: list[list[float]] = []
     for place, (name, cfg) in enumerate(order.runs):
         several = len(order.runs) > 1
-        values = _run(order, order.folder / name, cfg, None if several else line, line)
+        cfg.output_dir = str(order.folder / name)
+        values = _run(order, cfg, None if several else line)
         if isinstance(values, Ending):
             return values
         reached.append(values)
@@ -141,27 +142,30 @@ def _runs(order: Order, line: Line) -> Ending:
     return Ending("complete", values=[fmean(column) for column in zip(*reached, strict=True)])
 
 
-def _run(order: Order, folder: Path, cfg: DictConfig, reports: Line | None, line: Line) -> list[float] | Ending:
+def _run(order: Order, cfg: DictConfig, reports: Line | None) -> list[float] | Ending:
     callbacks = [TrialReport(reports.report, order.metrics[0], order.rungs)] if reports and _single(order) else []
-    if order.objective is not None:
-        return _values(order.objective(cfg, callbacks=callbacks), order.metrics)
-    result = _finished(folder)
-    if result is None:
-        cfg.resume = str(folder) if prepare(folder, cfg.trainer.accumulate) else None
-        cfg.output_dir = str(folder)
-        processes = hardware.choose(cfg.trainer).devices
-        if processes > 1:
-            _tell_ranks(order, reports is not None and _single(order), processes)
-            callbacks = []
-        result = Session(cfg, quiet=False, callbacks=callbacks).run()
-    return _values(result, order.metrics)
+    _tell_ranks(order, bool(callbacks))
+    return _values((order.objective or train)(cfg, callbacks=callbacks), order.metrics)
+
+
+def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Result:
+    """The run of a trial: gone on with where it was left, in the folder `cfg` names."""
+    folder = Path(cfg.output_dir)
+    if (ended := _ended(folder)) is not None:
+        return ended
+    cfg.resume = str(folder) if prepare(folder, cfg.trainer.accumulate) else None
+    processes = hardware.choose(cfg.trainer).devices
+    if processes > 1:  # they get their callbacks from the environment
+        os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))
+        callbacks = []
+    return Session(cfg, callbacks=callbacks).run()
 
 
 def _single(order: Order) -> bool:
     return len(order.metrics) == 1  # Optuna does not take reports for several objectives
 
 
-def _finished(folder: Path) -> Result | None:
+def _ended(folder: Path) -> Result | None:
     """What a run reached that ended before its worker could say so."""
     run = RunFolder(folder)
     if run.status() not in ENDED:
@@ -170,11 +174,10 @@ def _finished(folder: Path) -> Result | None:
     return Result(folder, summary["status"], summary["metrics"], summary["best"], summary)
 
 
-def _tell_ranks(order: Order, reports: bool, processes: int) -> None:
-    metric = order.metrics[0] if reports else None
+def _tell_ranks(order: Order, reports: bool) -> None:
     told = {"address": order.address, "number": order.number, "attempt": order.attempt, "folder": str(order.folder)}
-    os.environ[VARIABLE] = json.dumps({**told, "metric": metric, "rungs": order.rungs})
-    os.environ["OMP_NUM_THREADS"] = str(max(1, order.threads // processes))
+    told |= {"metric": order.metrics[0] if reports else None, "rungs": order.rungs}
+    os.environ[VARIABLE] = json.dumps(told)
 
 
 def callbacks_from_environment() -> list[Callback]:

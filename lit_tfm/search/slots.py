@@ -33,8 +33,9 @@ def slots(workers: int, devices: list[str], gpus_per_trial: int, trials_per_gpu:
     return [",".join(groups[worker % len(groups)]) for worker in range(workers)]
 
 
-def threads(workers: int, cores: int | None = None) -> int:
-    """CPU threads of each trial."""
+def threads(workers: int, cores: int | None = None, asked: str | None = None) -> int:
+    """CPU threads of each trial: its share of the cores, or fewer where OMP_NUM_THREADS (`asked`) says so."""
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // workers)
+    share = max(1, cores // workers)
+    return min(share, int(asked)) if asked and asked.isdigit() and int(asked) else share

@@ -35,7 +35,7 @@ WIDE = 100  # infeasible draws of the sampler in a row before it is drawn at ran
 HOPELESS = 2000  # draws without a feasible one
 MAKING = 5.0  # seconds between a study's creation by another machine and its description
 # These number their points themselves, from one seed.
-SEQUENCES = ("QMCSampler", "GridSampler", "BruteForceSampler")
+SEQUENCES = ("QMCSampler", "BruteForceSampler")
 
 
 class Exhausted(Exception):
@@ -308,8 +308,6 @@ def draw(settings: SweepConfig, shadow: optuna.Study, taken: set[str]) -> Frozen
     """
     repeats, reason = 0, ""
     for attempt in range(HOPELESS):
-        if getattr(shadow.sampler, "is_exhausted", lambda study: False)(shadow):
-            raise Exhausted(f"{type(shadow.sampler).__name__} has gone through its {len(taken)} points")
         if attempt == WIDE:
             shadow.sampler = optuna.samplers.RandomSampler(seed=_mixed(settings.seed, len(taken)))
         trial = shadow.ask()
@@ -318,8 +316,10 @@ def draw(settings: SweepConfig, shadow: optuna.Study, taken: set[str]) -> Frozen
         if refused is None and (_key(params) not in taken or repeats >= REPEATS):
             return shadow._storage.get_trial(trial._trial_id)
         repeats += refused is None
+        if repeats == REPEATS and isinstance(shadow.sampler, optuna.samplers.BruteForceSampler):
+            raise Exhausted(f"BruteForceSampler has gone through all {len(taken)} points of the space")
         reason = refused or reason
-        shadow.tell(trial, state=TrialState.FAIL)
+        shadow._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     raise UserError(f"space: none of {HOPELESS} configurations drawn from it is feasible ({reason}); widen it")
 
 

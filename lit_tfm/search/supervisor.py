@@ -51,15 +51,17 @@ def warm_up() -> None:
     multiprocessing.forkserver.ensure_running()
 
 
-def run_sweep(settings: SweepConfig, objective: Objective | None = None, quiet: bool = False) -> Swept:
-    """Run the sweep until its trials have ended, or go on with it. Blocks.
+def run_sweep(
+    settings: SweepConfig, objective: Objective | None = None, quiet: bool = False, pages: bool = True
+) -> Swept:
+    """Run the sweep until its trials have ended, or go on with it. Blocks. `pages`: write report.html at the end.
 
     `objective(cfg, callbacks) -> Result, number, numbers or {metric: number}` trains a trial; None: `train`. It must be
     importable, for it runs in other processes. Raises UserError for what can't be started; then nothing was created.
     """
     places = _places(settings)
     warm_up()
-    return Supervisor(settings, objective, Console(quiet=quiet), places).run()
+    return Supervisor(settings, objective, Console(quiet=quiet), places, pages).run()
 
 
 def _places(settings: SweepConfig) -> list[str | None]:
@@ -80,9 +82,14 @@ class Slot:
 
 class Supervisor:
     def __init__(
-        self, settings: SweepConfig, objective: Objective | None, console: Console, places: list[str | None]
+        self,
+        settings: SweepConfig,
+        objective: Objective | None,
+        console: Console,
+        places: list[str | None],
+        pages: bool = True,
     ) -> None:
-        self.settings, self.objective, self.console = settings, objective, console
+        self.settings, self.objective, self.console, self.pages = settings, objective, console, pages
         self.folder = settings.folder
         self.slots = [Slot(number, devices) for number, devices in enumerate(places)]
         self.context = multiprocessing.get_context("forkserver")
@@ -145,7 +152,7 @@ class Supervisor:
             allow_targets=settings.allow_targets,
             folder=str(self.folder.resolve()),
             place=(salt(self.storage, settings, self.folder), slot.number),
-            threads=slots.threads(len(self.slots)),
+            threads=slots.threads(len(self.slots), asked=os.environ.get("OMP_NUM_THREADS")),
             devices=slot.devices,
             objective=self.objective,
         )
@@ -260,7 +267,7 @@ class Supervisor:
         with reachable(self.settings.storage, self.folder):
             study = self.study.study
             chosen = best.write(self.folder, study, self.settings)
-            if how != "stopped":
+            if how != "stopped" and self.pages:
                 page = report.write(self.folder, study, self.settings)
                 self.console.print(f"report      {page}", highlight=False, soft_wrap=True)
         if how == "exhausted":
