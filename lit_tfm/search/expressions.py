@@ -62,7 +62,7 @@ class Expression:
             raise self._error(f"names no key; a condition compares keys, e.g. optimizer == adamw{self._near()}")
 
     def evaluate(self, lookup: Lookup) -> Any:
-        """A number (whole where it is integral), or the truth of a condition.
+        """A number (whole where it is integral), or the truth of a condition; a key alone gives its value as it is.
 
         `lookup(name)` gives a key's value. Raises UserError for what can't be computed from it.
         """
@@ -102,7 +102,7 @@ class Expression:
             self._check_call(node)
         elif (word := dotted(node)) is not None:
             self._refer(word)
-        elif not (isinstance(node, ast.Constant) and is_number(node.value)):
+        elif not (isinstance(node, ast.Constant) and is_number(node.value) and node.value <= LARGEST):
             raise self._error("only numbers, keys, + - * / // % **, min, max, round and int may stand in it")
 
     def _check_call(self, node: ast.Call) -> None:
@@ -136,8 +136,8 @@ class Expression:
     def _literal(self, node: ast.expr) -> list[Any] | None:
         """The plain values that stand here; None for anything that has to be computed."""
         if isinstance(node, (ast.List, ast.Tuple)):
-            found = [self._literal(item) for item in node.elts]
-            if not found or any(item is None or len(item) != 1 for item in found):
+            found = [None if isinstance(item, (ast.List, ast.Tuple)) else self._literal(item) for item in node.elts]
+            if not found or None in found:
                 raise self._error("a list holds words and numbers, at least one")
             return [item[0] for item in found]
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
