@@ -90,9 +90,8 @@ def beam_search(
     prompts, width, device = len(prompt), beams.width, prompt.device
     logits = read(prompt)  # (P, V)
     if 2 * width > logits.shape[-1]:
-        raise UserError(
-            f"beams={width}: the vocabulary has {logits.shape[-1]} tokens; type beams={logits.shape[-1] // 2}"
-        )
+        most = logits.shape[-1] // 2
+        raise UserError(f"{width} beams for a vocabulary of {logits.shape[-1]} tokens; {most} beams are possible")
     rows = torch.arange(prompts, device=device).repeat_interleave(width)  # (P * N,) the prompt of each
     read.reorder(rows)
     logits = logits[rows]

@@ -55,10 +55,11 @@ class StopStrings:
         if self.found is not None:
             return ""
         self._held += text
-        places = {string: self._held.find(string) for string in self._strings}
-        at = min((place for place in places.values() if place >= 0), default=None)
-        if at is not None:
-            self.found = max((string for string, place in places.items() if place == at), key=len)
+        # The one that is complete first, whatever the pieces: a longer one may have begun before it.
+        places = [(self._held.find(string), string) for string in self._strings]
+        ends = [(place + len(string), place, string) for place, string in places if place >= 0]
+        if ends:
+            _, at, self.found = min(ends)
             out, self._held = self._held[:at], ""
             return out
         keep = max((_overlap(self._held, string) for string in self._strings), default=0)

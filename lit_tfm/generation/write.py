@@ -36,6 +36,7 @@ class Writer:
         penalty = request.repetition_penalty
         self.rules: tuple[Rule, ...] = () if penalty == 1 else (RepetitionPenalty(penalty),)
 
+    @torch.inference_mode()
     def write(
         self, questions: list[Any], out: Callable[[str], None] | None = None, turn: int = 0
     ) -> list[list[Answer]]:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lit_tfm.errors import UserError
@@ -93,6 +94,7 @@ class DecoderReader(Reader):
 class MemoryReader(Reader):
     """Reads the decoder's tokens; `inputs`, the encoder's, are read once: `input_ids` (B, E), `attention_mask`."""
 
+    @torch.no_grad()
     def __init__(self, model: nn.Module, head: nn.Module, inputs: dict[str, Any]) -> None:
         super().__init__(model, head)
         self._memory = model.encode(**inputs)  # (B, E, C)
