@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 # Where a run was put and how it was started: not what it is.
-PLACE = {"name", "output_dir", "resume", "dry_run", "cache_dir"}
+PLACE = {"name", "output_dir", "resume", "dry_run", "cache_dir", "allow_targets"}
 UNSET = "–"  # a key that this run's config does not have
 
 _FLOAT = re.compile(
