@@ -26,7 +26,7 @@ from lit_tfm.search.outcomes import Outcome, outcomes, read_yaml
 
 FRONT = 20  # yamls of a Pareto front at most
 # Where a run lies and goes on from, and what it was composed of, are no part of what is trained.
-NOT_TRAINED = ("output_dir", "resume", "choices")
+NOT_TRAINED = ("output_dir", "resume", "choices", "allow_targets")
 _PLAIN = re.compile(r"[A-Za-z_][\w/.-]*")  # a yaml text that needs no quotes, unless it is one of these
 _READ_AS_OTHERS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n", "nan", "inf"}
 
@@ -52,24 +52,34 @@ def write(folder: Path, study: optuna.Study, settings: Any) -> Path | None:
 
 def command(folder: Path, name: str = "best.yaml") -> str:
     """What trains it again, from where the sweep was started."""
-    path = Path(folder) / name
+    try:
+        return (Path(folder) / name).read_text(encoding="utf-8").splitlines()[1].removeprefix("# ")
+    except (OSError, IndexError):
+        return _command(Path(folder) / name, [], None)
+
+
+def _command(path: Path, words: list[str], config_dir: str | None) -> str:
     inside = path.resolve().is_relative_to(Path.cwd())
-    return f"python -m lit_tfm.train experiment={shlex.quote(os.path.relpath(path) if inside else str(path))}"
+    experiment = f"experiment={os.path.relpath(path) if inside else path}"
+    options = ["--config-dir", str(config_dir)] if config_dir else []
+    return " ".join(["python -m lit_tfm.train", *map(shlex.quote, [*options, experiment, *words])])
 
 
 def experiment(path: Path, trial: Outcome, study: optuna.Study, names: list[str], settings: Any) -> str:
     """The yaml of one trial."""
     target = OmegaConf.load(trial.runs[0] / "config.yaml")
-    defaults, words = _origin(target, settings)
-    base = config.compose(words, getattr(settings, "config_dir", None))
     searched = {name.partition("/")[0] for name in trial.params}
-    values = differences(base, target)
+    defaults, words = _origin(target, settings, searched)
+    config_dir, allowed = getattr(settings, "config_dir", None), target.get("allow_targets")
+    typed = [word("allow_targets", list(allowed))] if allowed else []  # no yaml can say that for itself
+    base = config.compose([*words, *typed], config_dir)
+    values = {"name": target.name} | differences(base, target)  # else it would be called best
     values |= {key: OmegaConf.select(target, key) for key in searched if "." in key and key not in values}
     reached = ", ".join(f"{name} {status.number_text(value)}" for name, value in zip(names, trial.values, strict=True))
     day = (trial.ended or datetime.now()).strftime("%Y-%m-%d")
     lines = [
         "# @package _global_",
-        f"# {command(path.parent, path.name)}",
+        f"# {_command(path, typed, config_dir)}",
         f"# {reached}: trial {trial.number} of the sweep {study.study_name} ({day})",
         "defaults:",
         *(f"  - {line}" for line in defaults),
@@ -83,22 +93,20 @@ def _trained(trial: Outcome) -> bool:
     return (trial.runs[0] / "config.yaml").is_file()
 
 
-def _origin(target: DictConfig, settings: Any) -> tuple[list[str], list[str]]:
+def _origin(target: DictConfig, settings: Any, searched: set[str]) -> tuple[list[str], list[str]]:
     """The defaults list the yaml begins with, and the words of the command line that compose to the same."""
-    groups, chosen = set(config.groups()), {}
-    named = getattr(settings, "experiment", None)
+    groups, fixed = set(config.groups()) - {"experiment"}, getattr(settings, "fixed", None) or {}
     # An experiment that is a file may be gone or changed tomorrow: what it says goes into the yaml itself.
-    named = named if named and not str(named).endswith((".yaml", ".yml")) else None
-    for key, value in (getattr(settings, "fixed", None) or {}).items():
-        if key in groups and key != "experiment":
-            chosen[key] = value
-    of_experiment = config.compose([f"experiment={named}"], getattr(settings, "config_dir", None)) if named else None
-    known = of_experiment.choices if of_experiment is not None else {}
-    chosen |= {g: o for g, o in target.choices.items() if g in groups and g != "experiment" and known.get(g) != o}
-    defaults = [named] if named else []
-    defaults += [f"override /{group}: {text(option)}" for group, option in chosen.items()]
-    words = [f"experiment={named}"] if named else []
-    return defaults, words + [word(group, option) for group, option in chosen.items()]
+    named = getattr(settings, "experiment", None)
+    named = None if named is None or str(named).endswith((".yaml", ".yml")) else named
+    begin = [f"experiment={named}"] if named else []
+    known = config.compose(begin, getattr(settings, "config_dir", None)).choices if named else {}
+    chosen = {group: option for group, option in fixed.items() if group in groups}
+    for group, option in target.choices.items():
+        if group in groups and (group in searched or known.get(group) != option):
+            chosen[group] = option
+    defaults = [f"override /{g}: {text(o)}{' # searched' if g in searched else ''}" for g, o in chosen.items()]
+    return ([named] if named else []) + defaults, begin + [word(group, option) for group, option in chosen.items()]
 
 
 def differences(base: DictConfig, target: DictConfig) -> dict[str, Any]:
@@ -106,6 +114,7 @@ def differences(base: DictConfig, target: DictConfig) -> dict[str, Any]:
     old, new = dict(_leaves(base)), dict(_leaves(target))
     found = {key: value for key, value in new.items() if key not in old or old[key] != value}
     gone = [key for key in old if key not in new and not any(other.startswith(f"{key}.") for other in new)]
+    gone = [key for key in gone if not any(key.startswith(f"{other}.") for other in found)]  # with its parent
     return found | dict.fromkeys(gone)
 
 

@@ -50,8 +50,8 @@ def finite(points: list[Point]) -> list[Point]:
 
 
 def description(trial: Outcome) -> str:
-    names = short_names(list(trial.params))
-    params = ", ".join(f"{names[key]}={parameter_text(value)}" for key, value in trial.params.items())
+    names = short_names(list(trial.searched))
+    params = ", ".join(f"{names[key]}={parameter_text(value)}" for key, value in trial.searched.items())
     return f"trial {trial.number} ({trial.state}): {params}" if params else f"trial {trial.number} ({trial.state})"
 
 

@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -38,13 +39,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trial. `values`: the objectives of a complete one; `reported`: what it told at its rungs, step -> value."""
+    """One trial. `values`: the objectives of a complete one; `reported`: what it told at its rungs, step -> value.
+
+    `params` are Optuna's, `searched` what they are in the config: a number of heads, where a head size was drawn.
+    """
 
     number: int
     state: str  # complete | pruned | failed | running | waiting
     folder: Path
     values: tuple[float, ...] = ()
     params: dict[str, Any] = field(default_factory=dict)
+    searched: dict[str, Any] = field(default_factory=dict)
     reported: dict[int, float] = field(default_factory=dict)
     reason: str = ""
     attempts: int = 1
@@ -86,6 +91,7 @@ def outcome(sweep: Path, trial: FrozenTrial) -> Outcome:
         folder=folder,
         values=tuple(trial.values) if state == "complete" else (),
         params=dict(trial.params),
+        searched=in_the_config(trial.params, record.get("overrides")),
         reported=dict(trial.intermediate_values),
         reason=visible(str(record.get("reason") or trial.user_attrs.get("reason") or "")),
         attempts=attempts if isinstance(attempts, int) else holder.attempt if holder else 1,
@@ -96,6 +102,17 @@ def outcome(sweep: Path, trial: FrozenTrial) -> Outcome:
         started=trial.datetime_start,
         ended=trial.datetime_complete,
     )
+
+
+def in_the_config(params: Mapping[str, Any], overrides: Any) -> dict[str, Any]:
+    """{"model.n_heads/head_size": 64}, ["model.n_heads=4"] -> {"model.n_heads": 4}"""
+    words = dict(str(word).split("=", 1) for word in overrides if "=" in str(word)) if overrides else {}
+    found = {}
+    for name, value in params.items():
+        key, drawn, _ = name.partition("/")
+        written = words.get(key, "") if drawn else ""
+        found[key if written.isdigit() else name] = int(written) if written.isdigit() else value
+    return found
 
 
 def gone(holder: Holder) -> bool:

@@ -96,14 +96,14 @@ def _head(folder: Path, study, plain: dict, trials: list[Outcome], ranked: list[
     if len(names) > 1:
         parts.append(f"{len(ranked)} trials are beaten by no other in every objective:")
         rows = [
-            [_numbered(trial), *trial.values, *(_cell(trial.params.get(key)) for key in best.params)]
+            [_numbered(trial), *trial.values, *(_cell(trial.searched.get(key)) for key in best.searched)]
             for trial in ranked
         ]
-        parts.append(Table(["trial", *names, *best.params], rows))
+        parts.append(Table(["trial", *names, *best.searched], rows))
         parts.append(f"Train the first of them, the best in {names[0]}, again:")
     else:
         parts.append(f"Best: {names[0]} {status.number_text(best.values[0])}, in trial {best.number}, with")
-        parts.append(Table(["parameter", "value"], [[key, _cell(value)] for key, value in best.params.items()]))
+        parts.append(Table(["parameter", "value"], [[key, _cell(value)] for key, value in best.searched.items()]))
         parts.append("Train it again:")
     parts.append(Code(command(folder)))
     return parts
@@ -111,7 +111,7 @@ def _head(folder: Path, study, plain: dict, trials: list[Outcome], ranked: list[
 
 def _trials(trials: list[Outcome], names: list[str]) -> list[Section]:
     begun = [trial for trial in trials if trial.state != "waiting"]
-    keys = list(dict.fromkeys(key for trial in begun for key in trial.params))
+    keys = list(dict.fromkeys(key for trial in begun for key in trial.searched))
     columns = ["trial", "state", *names, *keys, "tokens", "steps", "training s", "attempts", "took"]
     rows = []
     for trial in begun:
@@ -126,7 +126,7 @@ def _trials(trials: list[Outcome], names: list[str]) -> list[Section]:
                 _numbered(trial),
                 trial.state,
                 *values,
-                *(_cell(trial.params.get(key)) for key in keys),
+                *(_cell(trial.searched.get(key)) for key in keys),
                 *(_number(summary.get(name)) for name in ("tokens", "steps", "seconds")),
                 trial.attempts,
                 took,
@@ -145,7 +145,7 @@ def _failures(trials: list[Outcome]) -> list[Section]:
             _numbered(trial),
             trial.reason or "no reason was recorded",
             trial.attempts,
-            ", ".join(f"{key}={parameter_text(value)}" for key, value in trial.params.items()),
+            ", ".join(f"{key}={parameter_text(value)}" for key, value in trial.searched.items()),
         ]
         for trial in failed
     ]

@@ -42,7 +42,7 @@ def table(folder: Path, study: optuna.Study, now: datetime | None = None) -> Ren
     folder, now = Path(folder), now or datetime.now()
     settings = read_yaml(folder / "sweep.yaml")
     trials = outcomes(folder, study)
-    names = short_names(list(dict.fromkeys(key for trial in trials for key in trial.params)))
+    names = short_names(list(dict.fromkeys(key for trial in trials for key in trial.searched)))
     parts: list[RenderableType] = [_head(study, settings, trials, names, now)]
     running = [trial for trial in trials if trial.state == "running"]
     if running:
@@ -72,7 +72,7 @@ def _head(study, settings: dict, trials: list[Outcome], names: dict[str, str], n
     elif ranked:
         best = ranked[0]
         text = Text(number_text(best.values[0]), style="bold")
-        grid.add_row("best", text.append(f" in trial {best.number}: {params_text(best.params, names)}", style="none"))
+        grid.add_row("best", text.append(f" in trial {best.number}: {params_text(best.searched, names)}", style="none"))
     elif any(trial.state in FINISHED for trial in trials):
         grid.add_row("best", Text("none yet: no trial has been completed"))
     grid.add_row("time", Text(time_text(trials, settings, now)))
@@ -123,7 +123,7 @@ def _running(running: list[Outcome], settings: dict, names: dict[str, str], now:
         again += " (interrupted; the same command goes on with it)" if trial.interrupted else ""
         made.add_row(
             str(trial.number),
-            Text(params_text(trial.params, names) + again),
+            Text(params_text(trial.searched, names) + again),
             f"{100 * share:.0f} %" if share is not None else "started" if at is None else f"{at.step:,} steps",
             passed,
             number_text(trial.reported[max(trial.reported)]) if trial.reported else "",
@@ -138,7 +138,7 @@ def _best(study, settings: dict, ranked: list[Outcome], names: dict[str, str]) -
     made = _table(title, ("trial", *metrics, "parameters", "took"), right=(0, *range(1, len(metrics) + 1), -1))
     for trial in ranked[:BEST_SHOWN]:
         took = duration(trial.seconds) if trial.seconds is not None else ""
-        made.add_row(str(trial.number), *map(number_text, trial.values), Text(params_text(trial.params, names)), took)
+        made.add_row(str(trial.number), *map(number_text, trial.values), Text(params_text(trial.searched, names)), took)
     if len(ranked) > BEST_SHOWN:
         made.caption = f"and {len(ranked) - BEST_SHOWN} more"
         made.caption_justify = "left"
