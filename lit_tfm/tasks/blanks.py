@@ -42,9 +42,8 @@ def _leading(piece: str, tokenizer: Tokenizer) -> str:
     """
     if not piece.endswith(" "):
         return piece
-    alone = tokenizer.encode(" ").tolist()
-    ordinary = tokenizer.encode("a a").tolist()
-    return piece if alone and alone[-1] in ordinary else piece[:-1]
+    vocabulary = map(tokenizer.token, range(tokenizer.vocab_size))
+    return piece[:-1] if any(len(token) > 1 and token[0] in "Ġ▁" for token in vocabulary) else piece
 
 
 def fills(ids: list[int], pieces: tuple[str, ...], tokenizer: Tokenizer) -> list[str]:

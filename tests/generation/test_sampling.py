@@ -77,7 +77,24 @@ def test_draws_are_pure_functions_of_seed_row_and_position():
     assert not torch.equal(Sampling(seed=1).choose(logits, 5), first)
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": 2.0}]
+)
 def test_impossible_settings(options):
     with pytest.raises(UserError, match=r"type e\.g\. temperature"):
         Sampling(**options)
+
+
+def test_min_p_is_measured_at_the_likeliest():
+    likely = LOGITS.softmax(0)  # 0.56 0.21 0.13 0.08 0.03 0.00
+    for p, n in ((0.0, 6), (0.01, 5), (0.1, 4), (0.2, 3), (0.3, 2), (0.9, 1), (1.0, 1)):
+        kept = Sampling(min_p=p).distribution(LOGITS[None])[0]
+        assert (kept > 0).sum() == n, p
+        torch.testing.assert_close(kept[:n], likely[:n] / likely[:n].sum())
+
+
+def test_draws_can_be_numbered():
+    logits = LOGITS.expand(6, -1)
+    chosen = Sampling(seed=1).choose(logits, 4)
+    rows = np.array([3, 0, 0, 5, 1, 2])
+    assert torch.equal(Sampling(seed=1).choose(logits, 4, rows), chosen[torch.from_numpy(rows)])

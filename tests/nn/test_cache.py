@@ -51,3 +51,18 @@ def test_reorder_moves_rows_of_every_part():
     assert torch.equal(layer.memory[0], keys[rows] + 2)
     assert torch.equal(layer.memory[1], keys[rows] + 3)
     assert cache.seen[:, 0].tolist() == [False, False, True]
+
+
+def test_reorder_among_rows_of_one_memory_leaves_it_and_what_is_not_written():
+    cache, rows = KVCache(3), torch.tensor([1, 0])
+    keys = torch.randn(2, 1, 2, 4)
+    layer = cache.layer(0)
+    layer.extend(keys, keys + 1, 0)
+    layer.memory = (keys + 2, keys + 3)
+    cache.advance(2)
+    place = layer.keys.data_ptr()
+    cache.reorder(rows, memory=False)
+    assert torch.equal(layer.keys[:, :, :2], keys[rows])
+    assert torch.equal(layer.values[:, :, :2], keys[rows] + 1)
+    assert torch.equal(layer.memory[0], keys + 2)
+    assert layer.keys.data_ptr() == place  # no new buffers for each token of a search
