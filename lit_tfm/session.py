@@ -29,7 +29,7 @@ from lit_tfm.config import default_output_dir
 from lit_tfm.errors import UserError
 from lit_tfm.models.cost import parameters
 from lit_tfm.runs import ENDED, Result, RunFolder
-from lit_tfm.tasks.base import NonFiniteLoss
+from lit_tfm.tasks.nonfinite import NonFiniteLoss
 
 # What a disk, not a defect, answers.
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO}

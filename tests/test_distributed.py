@@ -133,7 +133,7 @@ def test_a_mistake_inside_a_rank_is_one_line_as_well(tmp_path, session_cache, te
     (tmp_path / "diverging.py").write_text(DIVERGING)
     given = [*OPTIONS, f"data.path={text_folder}", f"cache_dir={session_cache}", f"output_dir={tmp_path / 'run'}"]
     given += ["trainer=ddp", *TWO, "trainer.accelerator=cpu"]
-    given += ["task._target_=diverging.Diverging", "allow_targets=diverging"]
+    given += ["task._target_=diverging.Diverging", "allow_targets=diverging", "task.bad_steps=1"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     program = [sys.executable, "-m", "lit_tfm.train", *given]
     done = subprocess.run(program, capture_output=True, text=True, env=env, timeout=300)

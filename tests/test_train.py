@@ -205,8 +205,9 @@ class Diverging(MaskedLM):
 def test_a_nan_loss_stops_says_the_step_and_keeps_the_last_good_checkpoint(run, masked, tmp_path, monkeypatch) -> None:
     (tmp_path / "diverging.py").write_text(DIVERGING)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"loss is nan at step 5; the last good checkpoint is .*last.ckpt"):
-        run(*masked, "task._target_=diverging.Diverging", "allow_targets=diverging")
+    told = r"loss is nan at step 5; it appears first in the loss itself .*; the last good checkpoint is .*last.ckpt"
+    with pytest.raises(UserError, match=told):
+        run(*masked, "task._target_=diverging.Diverging", "allow_targets=diverging", "task.bad_steps=1")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert "at step 5" in summary["reason"]

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lit_tfm.callbacks.checkpoint_files import LAST, keep_as
-from lit_tfm.tasks.base import NonFiniteLoss
+from lit_tfm.tasks.nonfinite import NonFiniteLoss
 
 
 class Checkpoints(Callback):

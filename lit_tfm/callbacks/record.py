@@ -33,6 +33,7 @@ class Record(Callback):
         return {
             "steps": trainer.global_step,
             "tokens": progress.tokens,
+            "skipped_steps": progress.skipped,
             "seconds": round(progress.seconds, 3),
             "metrics": self.metrics,
             "best": self.best,

@@ -101,6 +101,8 @@ class Muon(Optimizer):
 
     def _step_rest(self, options: dict) -> None:
         parameters = [p for p in options["params"] if p.grad is not None]
+        if not parameters:
+            return
         for p in parameters:
             if not self.state[p]:
                 zeros = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}

@@ -32,6 +32,7 @@ from lit_tfm.data.facts import DataFacts
 from lit_tfm.data.noise import uniform
 from lit_tfm.errors import UserError
 from lit_tfm.models.cost import flops_per_token
+from lit_tfm.tasks.nonfinite import NonFiniteLoss, origin
 from lit_tfm.tasks.progress import Progress
 from lit_tfm.tasks.sums import Sums
 
@@ -48,15 +49,12 @@ class StepOutput(NamedTuple):
     training_loss_sum: Tensor | None = None  # () what is differentiated, where it differs (label smoothing)
 
 
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the weights after that step are worthless."""
-
-
 class Task(LightningModule):
     """Base of all tasks; the module docstring is the contract.
 
     `optimizer` maps named parameters to an Optimizer, `schedule` maps progress in [0, 1] to a factor on the learning
-    rate; `grad_clip` bounds the global gradient norm (0 = off).
+    rate; `grad_clip` bounds the global gradient norm (0 = off). A step whose loss or gradient is not finite is skipped
+    and counted; the run stops at the `bad_steps`-th in a row.
     """
 
     architectures: tuple[type[nn.Module], ...] = ()
@@ -73,6 +71,7 @@ class Task(LightningModule):
         schedule: Callable[[float], float],
         grad_clip: float = 1.0,
         label_smoothing: float = 0.0,
+        bad_steps: int = 5,
     ) -> None:
         super().__init__()
         if not isinstance(model, self.architectures):
@@ -87,6 +86,7 @@ class Task(LightningModule):
         self.schedule = schedule
         self.grad_clip = grad_clip
         self.label_smoothing = label_smoothing
+        self.bad_steps = bad_steps
         self.progress = Progress(max_steps=1)
         self.seed = 0
         self.flops_per_token: float | None = None
@@ -95,6 +95,7 @@ class Task(LightningModule):
         self.measured: dict[str, float] = {}  # the last validation's or test's metrics, "val/loss" ..., exact
         self._sums = {"val": Sums(), "test": Sums()}
         self._step_sums: list[Tensor] = []  # per micro-batch (loss_sum, count, tokens) since the last optimizer step
+        self._step_batches: list[tuple[Batch, int]] = []  # these micro-batches and their numbers
 
     # ---- what a task says -------------------------------------------------------------------------------------
 
@@ -128,13 +129,17 @@ class Task(LightningModule):
         return self.step(batch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Dropout as a function of the micro-step, as masks are: a resume needs no generator state, on no rank.
-        draw = uniform(self.seed, batch_idx, [self.global_rank], stream=DROPOUT, n=1)
-        seed_dropout(int(draw[0, 0] * 2**53), self.device)
+        self.seed_dropout(batch_idx)
+
+    def seed_dropout(self, micro_step: int) -> None:
+        """Dropout as a function of the micro-step, as masks are: a resume needs no generator state, on no rank."""
+        draw = uniform(self.seed, micro_step, [self.global_rank], stream=DROPOUT, n=1)
+        manual_seed(int(draw[0, 0] * 2**53), self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self(batch)
         tokens = torch.tensor(float(batch["n_tokens"]), device=output.loss_sum.device)
+        self._step_batches.append((batch, batch_idx))
         self._step_sums.append(torch.stack([output.loss_sum.detach().float(), output.count.float(), tokens]))
         # The sum, not the mean: the division by all targets of the global batch comes when all are known.
         return output.loss_sum if output.training_loss_sum is None else output.training_loss_sum
@@ -152,13 +157,34 @@ class Task(LightningModule):
 
         # DDP and FSDP average over ranks and Lightning divides by the accumulation: undo both, divide by all targets.
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches / count.clamp(min=1.0)
-        norm = total.sqrt() * scale
-        if self.grad_clip:
-            scale = scale * (self.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0)
-        torch._foreach_mul_(local, scale.to(local[0].dtype))
+        norm, mean = total.sqrt() * scale, loss / count.clamp(min=1.0)
+        if math.isfinite(float(mean)) and math.isfinite(float(norm)):  # of all ranks: all decide the same
+            if self.grad_clip:
+                scale = scale * (self.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+            torch._foreach_mul_(local, scale.to(local[0].dtype))
+            self.progress.skipped_in_a_row = 0
+        else:
+            self._skip(optimizer, float(mean), float(norm))
+        self._step_batches.clear()
 
         self._set_learning_rate(optimizer, tokens)
-        self._account(loss / count.clamp(min=1.0), norm, count, tokens, seconds)
+        self._account(mean, norm, count, tokens, seconds)
+
+    def _skip(self, optimizer: Optimizer, loss: float, norm: float) -> None:
+        """Leave this step out: without gradients an optimizer changes neither weights nor its own state.
+
+        Raises NonFiniteLoss when it was one too many in a row, which is no longer chance.
+        """
+        self.progress.skipped += 1
+        self.progress.skipped_in_a_row += 1
+        optimizer.zero_grad(set_to_none=True)
+        step = self.trainer.global_step + 1
+        self.write({"train/skipped_steps": self.progress.skipped}, step)
+        if self.progress.skipped_in_a_row >= max(1, self.bad_steps):
+            what = f"training loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+            many = self.progress.skipped_in_a_row
+            since = f", as in the {many - 1} before, none of which was taken" if many > 1 else ""
+            raise NonFiniteLoss(f"{what} at step {step}{since}; {origin(self, self._step_batches)}")
 
     def _agree(self, squares: Tensor, sharded: bool) -> tuple[Tensor, ...]:
         """Sums over micro-batches and ranks of (loss, targets, tokens), rank 0's clock, wanted stops, the squared norm.
@@ -191,8 +217,6 @@ class Task(LightningModule):
         progress.tokens += int(tokens)
         progress.targets += int(count)
         progress.seconds = max(progress.seconds, float(seconds))
-        if not math.isfinite(float(loss)):
-            raise NonFiniteLoss(f"training loss is {float(loss)} at step {step}")
         if step % self.trainer.log_every_n_steps == 0 or step == 1:
             optimizer = self.trainer.optimizers[0]
             self.write(
@@ -264,7 +288,7 @@ class Task(LightningModule):
         self.progress.restore(checkpoint["lit_tfm"]["progress"])
 
 
-def seed_dropout(seed: int, device: torch.device) -> None:
+def manual_seed(seed: int, device: torch.device) -> None:
     """What `torch.manual_seed` does, for this device only: its rounds for absent ones take longer than a small step."""
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":

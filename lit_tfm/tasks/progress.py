@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from lit_tfm.tasks.budget import Budget, nominal
 
+COUNTED = ("seconds", "tokens", "targets", "skipped", "skipped_in_a_row")  # kept in checkpoints
+
 
 @dataclass
 class Progress:
@@ -26,6 +28,8 @@ class Progress:
     seconds: float = 0.0  # training time agreed on by all ranks at the last optimizer step
     tokens: int = 0  # non-padding input tokens of all ranks
     targets: int = 0  # tokens (or examples) the loss was taken over
+    skipped: int = 0  # optimizer steps left out because loss or gradient was not finite
+    skipped_in_a_row: int = 0  # of these, up to now
     _since: float | None = field(default=None, repr=False)
     _ran: float = field(default=0.0, repr=False)
 
@@ -71,8 +75,9 @@ class Progress:
         return nominal(share, self.asked)
 
     def state(self) -> dict[str, float]:
-        return {"seconds": self.seconds, "tokens": self.tokens, "targets": self.targets}
+        return {name: getattr(self, name) for name in COUNTED}
 
     def restore(self, state: dict[str, float]) -> None:
-        self.seconds, self.tokens, self.targets = state["seconds"], state["tokens"], state["targets"]
+        for name in COUNTED:
+            setattr(self, name, state.get(name, 0))
         self._ran = self.seconds
