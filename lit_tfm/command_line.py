@@ -16,7 +16,7 @@ FULL = "HYDRA_FULL_ERROR"
 
 
 def run_verb(verb: Callable[[], object]) -> int:
-    """Exit status: 0, or 2 after a mistake a person can mend, told in one line.
+    """Exit status: 0, 130 after Ctrl-C, or 2 after a mistake a person can mend, told in one line.
 
     `HYDRA_FULL_ERROR=1` brings the mistake's traceback. Other exceptions pass: they are defects, and their traceback is
     what is needed.
@@ -29,6 +29,9 @@ def run_verb(verb: Callable[[], object]) -> int:
             raise
         print(f"error: {visible(' '.join(str(error).split()))}", file=sys.stderr)  # it may quote what a file holds
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader went away: `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
