@@ -53,13 +53,13 @@ def rerun(argv: list[str] | None = None) -> bool:
     from rich.console import Console
 
     from lit_tfm import hardware, runs
-    from lit_tfm.train import train
+    from lit_tfm.session import Session
 
     console = Console()
     then, now = read(run, "environment.json"), runs.environment(hardware.choose(cfg.trainer).name)
     tell(console, run, cfg, then, now)
     check_data(console, run, cfg, typed, given.changed_data)
-    result = train(cfg)
+    result = Session(cfg).run()
     if result.folder is None:  # dry_run=true
         return True
     return compare(console, run, result, typed)

@@ -1,4 +1,4 @@
-"""rerun trains the stored config again, in another process and folder, to the same digits; and tells what has changed."""
+"""rerun trains the stored config again, in another process and folder, to the same digits; it says what changed."""
 
 import json
 import os
