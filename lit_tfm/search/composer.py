@@ -31,6 +31,7 @@ class Composer:
         self.words, self.config_dir = list(words), config_dir
         self._bases: dict[tuple, tuple[DictConfig, DictConfig, list[str]]] = {}
         self._finished: dict[tuple, DictConfig] = {}
+        self._checked: set[tuple] = set()  # combinations of keys
 
     @cached_property
     def groups(self) -> set[str]:
@@ -50,7 +51,11 @@ class Composer:
                 _set(cfg, key, value)
         except config.COMPOSING as error:
             raise config.explain(error) from error
-        return config.finish(cfg, choices, typed + [word(key, value) for key, value in plain.items()])
+        keys = (_key(chosen), frozenset(plain))
+        seen = keys in self._checked and not any(isinstance(value, Mapping) for value in plain.values())
+        finished = config.finish(cfg, choices, typed, keys_checked=seen)
+        self._checked.add(keys)
+        return finished
 
     def base(self, chosen: Mapping[str, Any]) -> DictConfig:
         """The finished config of these options alone; not to be changed."""

@@ -46,26 +46,27 @@ class Costs:
 
     def parameters(self, cfg: DictConfig) -> int:
         """Of the task: the model with its head. Without a real vocabulary: for the largest one allowed."""
-        tasks, config = self._small(cfg), model_config(cfg, self._vocabulary(cfg))
+        key, config = self._small(cfg), model_config(cfg, self._vocabulary(cfg))
+        one, *more = self._counts[key]
         if not isinstance(config, TransformerConfig):
-            return parameters(tasks[0])
-        one, *more = self._counts[_key(cfg)]
+            return one
         layers = (config.n_layers, config.n_decoder_layers)
         return one + sum((n - 1) * (two - one) for n, two in zip(layers, more, strict=False))
 
     def flops_per_token(self, cfg: DictConfig) -> float:
         """In training, forward and backward, per token of an example of full length."""
-        task, config = self._small(cfg)[0], model_config(cfg, self._vocabulary(cfg))
+        task, config = self._tasks[self._small(cfg)][0], model_config(cfg, self._vocabulary(cfg))
         if isinstance(config, TransformerConfig):
             task.model.config = config
         return task.training_flops(example_length(cfg))
 
-    def _small(self, cfg: DictConfig) -> list[Task]:
+    def _small(self, cfg: DictConfig) -> str:
+        """The key under which the small tasks of this config stand."""
         key = _key(cfg)
         if key not in self._tasks:
             self._tasks[key] = self._build(cfg)
             self._counts[key] = [parameters(task) for task in self._tasks[key]]
-        return self._tasks[key]
+        return key
 
     def _build(self, cfg: DictConfig) -> list[Task]:
         """With 1 layer, with 2, and for an encoder-decoder with 1 + 2; of another kind of model the whole."""

@@ -295,7 +295,7 @@ class Space:
 
     def _refused(self, key: str, chosen: dict[str, Any]) -> UserError | None:
         entry = self.entries[key]
-        values = entry.choices if isinstance(entry, Choice) else [None]
+        values = entry.choices if isinstance(entry, Choice) else [getattr(entry, "constant", None)]
         try:
             if key in self.composer.groups:
                 for value in values:
