@@ -24,7 +24,7 @@ from lit_tfm import runs
 from lit_tfm.errors import UserError
 from lit_tfm.search import best, nursery, report, slots, status, worker
 from lit_tfm.search.attempt import Objective
-from lit_tfm.search.outcomes import outcome
+from lit_tfm.search.outcomes import Outcome, outcome
 from lit_tfm.search.settings import SweepConfig
 from lit_tfm.search.storage import JOURNAL, reachable
 from lit_tfm.search.study import SharedStudy, open_study, salt
@@ -291,10 +291,11 @@ class Supervisor:
         return 0
 
 
-def line(trial) -> str:
+def line(trial: Outcome) -> str:
     """What became of a trial, in one line."""
-    told = " ".join(map(status.number_text, trial.values)) or trial.reason
-    params = status.params_text(trial.params, status.short_names(list(trial.params)))
+    last = f"at {status.number_text(trial.reported[max(trial.reported)])}" if trial.reported else ""
+    told = " ".join(map(status.number_text, trial.values)) or (last if trial.state == "pruned" else trial.reason)
+    params = status.params_text(trial.searched, status.short_names(list(trial.searched)))
     return f"trial {trial.number:<4} {trial.state:<9} {told}   {params}"
 
 
