@@ -55,6 +55,7 @@ def _lines(cfg, parts: Parts) -> list[tuple[str, str]]:
             f"{record['name']}: {train.examples:,} training, {validation.examples:,} validation examples; {kinds}",
         ),
         *[("", f"of the {split} split {limit:,} are used") for split, limit in record["limits"].items()],
+        *[("", f"[yellow]{told}") for told in _overlaps(record.get("overlap", {}), task.facts.splits)],
         ("tokens", f"{train.tokens:,} an epoch, {100 * share:.1f} % more as padding; vocabulary {vocabulary:,}"),
         ("model", f"{model}: {config.n_layers} layers, d_model {config.d_model}, {config.n_heads} heads"),
         ("parameters", f"{parameters(task):,}"),
@@ -63,6 +64,14 @@ def _lines(cfg, parts: Parts) -> list[tuple[str, str]]:
         ("device", f"{hardware.name}; {processes} ({hardware.strategy}), {hardware.precision}"),
         ("length", _length(progress, data)),
         ("estimated", _estimate(parts)),
+    ]
+
+
+def _overlaps(counts: dict[str, int], splits) -> list[str]:
+    return [
+        f"{count:,} of {splits[split].documents:,} {split} texts are training texts as well: its figures flatter"
+        for split, count in counts.items()
+        if count
     ]
 
 

@@ -138,6 +138,9 @@ class ClassificationData(TextData):
         write_texts(folder, texts(chain([first] * (first is not None), rows)), tokenizer, {"pair": pair})
         write_labels(folder, labels)
 
+    def texts_an_example(self, split: str) -> int:
+        return 1 + self.stores[split].meta["pair"]
+
     def prepare_splits(self, source: HeldOut, tokenizer: Tokenizer) -> None:
         super().prepare_splits(source, tokenizer)
         stored = {split: read_labels(store.folder) for split, store in self.stores.items()}

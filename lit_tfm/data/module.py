@@ -27,12 +27,12 @@ from lit_tfm.data.holdout import HeldOut
 from lit_tfm.data.sampling import Plan, StepSampler
 from lit_tfm.data.sources.hub import Hub
 from lit_tfm.data.sources.resolve import resolve
-from lit_tfm.data.store import TokenStore, build_once
+from lit_tfm.data.store import TokenStore, build_once, overlap
 from lit_tfm.data.tokenizers import Recipe, Tokenizer
 from lit_tfm.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
-VERSION = 1  # raised when what is stored changes, so that caches are made anew
+VERSION = 2  # raised when what is stored changes, so that caches are made anew
 
 
 class TextData(LightningDataModule, ABC):
@@ -41,7 +41,7 @@ class TextData(LightningDataModule, ABC):
     path:         files to read: one, a folder, a glob, a list of these, or a mapping of split to them.
     hub:          the hub's data set where no path is given: repo, config, splits, and its columns (see Hub).
     fallback:     built-in text where the hub can't be reached: pydoc, pydoc_modules, null = an error instead.
-    text, header, delimiter: how the files are read, with further options of each kind of data (see Files).
+    text, header, delimiter, errors: how the files are read, with further options of each kind of data (see Files).
     tokenizer:    recipe of the tokenizer (conf/tokenizer).
     holdout:      {validation: share, test: share}, cut off the training split where the source lacks one.
     subset:       train on so many examples only (a fixed random choice or the beginning): quick trials.
@@ -61,6 +61,7 @@ class TextData(LightningDataModule, ABC):
         text: str | int | list[str | int] = "text",
         header: bool | None = None,
         delimiter: str | None = None,
+        errors: str = "strict",
         holdout: dict[str, float] | None = None,
         subset: int | None = None,
         val_limit: int | None = None,
@@ -74,7 +75,7 @@ class TextData(LightningDataModule, ABC):
         super().__init__()
         self.recipe = tokenizer
         self.path, self.hub, self.fallback = plain(path), plain(hub), fallback
-        self.files = {"text": plain(text), "header": header, "delimiter": delimiter}
+        self.files = {"text": plain(text), "header": header, "delimiter": delimiter, "errors": errors}
         self.holdout = {"validation": 0.1} if holdout is None else plain(holdout)
         self.limits = {"train": subset, "validation": val_limit, "test": test_limit}
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
@@ -157,7 +158,17 @@ class TextData(LightningDataModule, ABC):
             "held_out": source.cuts,
             "notice": source.source.notice,
         }
+        self.origin["overlap"] = self.overlaps()
         self._facts = self.make_facts(tokenizer)
+
+    def overlaps(self) -> dict[str, int]:
+        """Of each other split, how many of its texts are in the training split as well."""
+        train = self.stores.get("train")
+        others = [split for split in self.stores if split != "train" and train is not None]
+        return {split: overlap(self.stores[split], train, self.texts_an_example(split)) for split in others}
+
+    def texts_an_example(self, split: str) -> int:
+        return 1
 
     def setup(self, stage: str | None = None) -> None:
         self.prepare_data()

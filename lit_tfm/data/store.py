@@ -1,13 +1,15 @@
 """Tokens on disk: a memory-mapped array with document offsets, and a cache folder that is built once.
 
-A store is a folder of three files: `tokens.bin` (the smallest unsigned type that holds the vocabulary),
-`offsets.bin` (int64, documents + 1) and `meta.json`. `build_once` makes any folder exactly once for any number of
-processes: it is filled under a temporary name, sealed with checksums, flushed and renamed, all under a file lock; so
-a folder that has its final name is complete, and what a killed process left behind is never read.
+A store is a folder: `tokens.bin` (the smallest unsigned type that holds the vocabulary), `offsets.bin` (int64,
+documents + 1), `meta.json`, and `digests.bin` (8 bytes a document: which texts occur elsewhere). `build_once` makes
+any folder exactly once for any number of processes: it is filled under a temporary name, sealed with checksums,
+flushed and renamed, all under a file lock; so a folder that has its final name is complete, and what a killed process
+left behind is never read.
 Shape letters: T tokens, V vocabulary.
 """
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -25,7 +27,7 @@ from lit_tfm.errors import UserError
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-SEAL = "seal.json"
+SEAL, DIGESTS = "seal.json", "digests.bin"
 CHECKED_BYTES = 256 << 20  # above this a checksum costs more than it is worth at every start: sizes only
 BATCH_CHARS = 4 << 20  # text handed to the tokenizer at once: enough for all threads, little memory
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -113,17 +115,28 @@ def write_texts(
     convention of the WikiText perplexities) and `unknown` (tokens that stand for something the vocabulary lacks).
     """
     counts = {"tokenizer": tokenizer.hash, "bytes": 0, "words": 0, "unknown": 0, **(meta or {})}
+    digests = bytearray()
 
     def encoded() -> Iterator[np.ndarray]:
         for batch in in_batches(texts):
             for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
                 counts["bytes"] += len(text) if text.isascii() else len(text.encode())
                 counts["words"] += len(text.split()) + text.count("\n")
+                digests.extend(hashlib.blake2b(text.strip().encode(), digest_size=8).digest())
                 if tokenizer.unk_id is not None:
                     counts["unknown"] += int(np.count_nonzero(ids == tokenizer.unk_id))
                 yield ids if first is None else np.concatenate([[first], ids])
 
     write_store(folder, encoded(), tokenizer.vocab_size, counts)
+    (Path(folder) / DIGESTS).write_bytes(digests)
+
+
+def overlap(store: TokenStore, other: TokenStore, texts: int = 1) -> int:
+    """How many examples of `store` occur in `other`, word for word; an example is `texts` documents."""
+    ours, theirs = (np.fromfile(s.folder / DIGESTS, dtype=np.uint64).reshape(-1, texts) for s in (store, other))
+    # The texts of an example have an order: (a, b) is another one than (b, a).
+    weights = np.array([2 * i + 1 for i in range(texts)], dtype=np.uint64)
+    return int(np.isin((ours * weights).sum(1), (theirs * weights).sum(1)).sum())
 
 
 def in_batches(texts: Iterable[str], chars: int = BATCH_CHARS) -> Iterator[list[str]]:

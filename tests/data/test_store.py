@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_tfm.data.store import TokenStore, build_once, damage, in_batches, write_store, write_texts
+from lit_tfm.data.store import TokenStore, build_once, damage, in_batches, overlap, write_store, write_texts
 from lit_tfm.data.tokenizers import Byte, WordPiece
 from lit_tfm.errors import UserError
 
@@ -250,3 +250,15 @@ def test_meta_is_plain_json(tmp_path):
     write_store(tmp_path, DOCUMENTS, 200, {"a": 1})
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert meta == {"a": 1, "format": 1, "dtype": "uint8", "vocab_size": 200, "documents": 3, "tokens": 305}
+
+
+def test_examples_that_are_training_texts_as_well_are_counted(tmp_path):
+    tokenizer = Byte().train(())
+    folders = {}
+    for name, texts in {"train": ["a b", "c", "d", "c"], "test": ["c", " a b\n", "x", "c", "C"]}.items():
+        write_texts(tmp_path / name, texts, tokenizer)
+        folders[name] = TokenStore(tmp_path / name)
+    assert overlap(folders["test"], folders["train"]) == 3  # blanks around a text make no other text
+    for name, pairs in {"trained": [("a", "b"), ("c", "d")], "tested": [("a", "b"), ("b", "a"), ("c", "b")]}.items():
+        write_texts(tmp_path / name, [text for pair in pairs for text in pair], tokenizer)
+    assert overlap(TokenStore(tmp_path / "tested"), TokenStore(tmp_path / "trained"), texts=2) == 1

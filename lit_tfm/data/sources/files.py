@@ -17,6 +17,7 @@ from lit_tfm.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 
+ERRORS = ("strict", "replace")
 WORDS = {"train": "train", "valid": "validation", "validation": "validation", "dev": "validation", "val": "validation"}
 WORDS |= {"training": "train", "test": "test"}
 SPLIT_NAME = re.compile(rf"({'|'.join(sorted(WORDS, key=len, reverse=True))})(?:[-_]\d.*)?")
@@ -30,6 +31,7 @@ class Files(Source):
     `test-00000-of-00001.parquet`) are the splits. Others are training text, unless there is a train file: then they
     are left out, with a line in the log. One file alone is training text whatever its name.
     `document`: what one document of a text file is (file, line, paragraph, wikitext); a row is always one.
+    `errors`: strict, or replace: what is not UTF-8 becomes U+FFFD and is counted in the log.
     `header`: whether csv and tsv have one; by default they do, unless columns are given by position.
     """
 
@@ -47,12 +49,15 @@ class Files(Source):
         label_separator: str | None = None,
         header: bool | None = None,
         delimiter: str | None = None,
+        errors: str = "strict",
     ) -> None:
+        if errors not in ERRORS:
+            raise UserError(f"data.errors={errors}: one of {', '.join(ERRORS)}{nearest(errors, ERRORS)}")
         if document not in WAYS:
             raise UserError(f"data.document={document}: one of {', '.join(WAYS)}{nearest(document, WAYS)}")
         self.columns = Columns(text, text_b, label, labels, label_offset, label_separator)
         self.labels = self.columns.labels
-        self.document, self.delimiter = document, delimiter
+        self.document, self.delimiter, self.errors = document, delimiter, errors
         self.header = not self.columns.positions if header is None else header
         self.name = str(path) if isinstance(path, str | Path) else ", ".join(map(str, _flat(path)))
         self._files = _by_split(path)
@@ -64,15 +69,15 @@ class Files(Source):
 
     def fingerprint(self) -> str:
         files = [[split, _kind(p), _sha256(p)] for split in self.splits() for p in self._files[split]]
-        settings = [repr(self.columns), self.document, self.header, self.delimiter]
+        settings = [repr(self.columns), self.document, self.header, self.delimiter, self.errors]
         return hashlib.sha256(json.dumps(["files", 1, files, settings]).encode()).hexdigest()
 
     def documents(self, split: str) -> Iterator[str]:
         for path in self._of(split):
             if (kind := _kind(path)) == "text":
-                yield from split_documents(read_blocks(path), self.document)
+                yield from split_documents(read_blocks(path, self.errors), self.document)
             else:
-                rows = read_table(path, kind, self.header, self.delimiter)
+                rows = read_table(path, kind, self.header, self.delimiter, self.errors)
                 texts = (self.columns.text_of(row, where) for where, row in rows)
                 yield from (text for text in texts if text.strip())
 
@@ -80,7 +85,7 @@ class Files(Source):
         for path in self._of(split):
             if (kind := _kind(path)) == "text":
                 raise UserError(f"{path}: classification needs rows with labels: a csv, tsv, jsonl or parquet file")
-            for where, row in read_table(path, kind, self.header, self.delimiter):
+            for where, row in read_table(path, kind, self.header, self.delimiter, self.errors):
                 yield self.columns.example(row, where)
 
     def _of(self, split: str) -> list[Path]:

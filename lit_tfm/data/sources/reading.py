@@ -7,12 +7,15 @@ import csv
 import gzip
 import io
 import json
+import logging
 import zlib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 from lit_tfm.errors import UserError
+
+log = logging.getLogger(__name__)
 
 KINDS = {
     "text": (".txt", ".text", ".md", ".rst", ".raw", ".tokens"),
@@ -31,16 +34,25 @@ def kind_of(path: Path) -> str | None:
     return KIND_OF.get((path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower())
 
 
-def read_blocks(path: Path) -> Iterator[str]:
-    """The text of a file in blocks of about 8 MB, each ending at a line end."""
+def read_blocks(path: Path, errors: str = "strict") -> Iterator[str]:
+    """The text of a file in blocks of about 8 MB, each ending at a line end.
+
+    `errors="replace"` puts U+FFFD for bytes that are not UTF-8, and tells in the log how many were; a NUL becomes a
+    blank.
+    """
     if path.suffix.lower() in PACKED:
         raise UserError(f"{path}: {path.suffix} archives are not read; unpack it, or pack the file itself as .gz")
-    offset, blank = 0, True
+    offset, blank, replaced = 0, True, 0
     for data in _whole_lines(path):
+        if errors == "replace":
+            data, bad = _mended(data)
+            replaced += bad
         text = _decode(data, offset, path)
         blank = blank and not text.strip()
         offset += len(data)
         yield text
+    if replaced:
+        log.warning("%s: %d places that are not UTF-8 text were replaced (data.errors=replace)", path, replaced)
     if blank:
         raise UserError(f"{path}: the file is empty{' (blanks only)' if offset else ''}; give one with text in it")
 
@@ -63,6 +75,18 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
         yield rest
 
 
+def _mended(data: bytes) -> tuple[bytes, int]:
+    """Valid UTF-8 without NUL, and how many places had to be replaced."""
+    nuls = data.count(b"\0")
+    data = data.replace(b"\0", b" ") if nuls else data
+    try:
+        data.decode("utf-8")
+        return data, nuls
+    except UnicodeDecodeError:
+        text = data.decode("utf-8", errors="replace")
+        return text.encode(), nuls + text.count("\ufffd") - data.count("\ufffd".encode())
+
+
 def _decode(data: bytes, offset: int, path: Path) -> str:
     if offset == 0:
         if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -72,13 +96,16 @@ def _decode(data: bytes, offset: int, path: Path) -> str:
         if data[:2] == b"\x1f\x8b":
             raise UserError(f"{path}: a gzip file by its content; name it *.gz")
     if (nul := data.find(b"\0")) >= 0:
-        raise UserError(f"{path}: binary, not text (a NUL at byte {offset + nul:,}); give UTF-8 text")
+        raise UserError(
+            f"{path}: binary, not text (a NUL at byte {offset + nul:,}); give UTF-8 text, or data.errors=replace"
+        )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         byte, place = data[error.start], offset + error.start
         raise UserError(
-            f"{path}: not UTF-8 (0x{byte:02x} at byte {place:,}); convert it: iconv -f LATIN1 -t UTF-8 {path} > NEW"
+            f"{path}: not UTF-8 (0x{byte:02x} at byte {place:,}); convert it: iconv -f LATIN1 -t UTF-8 {path} > NEW, "
+            "or type data.errors=replace"
         ) from error
     if offset == 0:
         text = text.removeprefix("\ufeff")
@@ -93,23 +120,27 @@ def read_text(path: Path) -> str:
 Row = dict[str | int, object]
 
 
-def read_table(path: Path, kind: str, header: bool, delimiter: str | None = None) -> Iterator[tuple[str, Row]]:
+def read_table(
+    path: Path, kind: str, header: bool, delimiter: str | None = None, errors: str = "strict"
+) -> Iterator[tuple[str, Row]]:
     """Rows as (place, values by column): the place is for messages, the columns are names, or positions from 0
     where there is no header."""
     if kind == "parquet":
         yield from _parquet(path)
     elif kind == "jsonl":
-        yield from _json_lines(path)
+        yield from _json_lines(path, errors)
     else:
-        yield from _separated(path, kind, header, delimiter)
+        yield from _separated(path, kind, header, delimiter, errors)
 
 
-def _separated(path: Path, kind: str, header: bool, delimiter: str | None) -> Iterator[tuple[str, Row]]:
+def _separated(path: Path, kind: str, header: bool, delimiter: str | None, errors: str) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(1 << 30)
     # Tab-separated data sets hold lone quotes as text (GLUE, SST-2); tabs inside quotes are not found there.
     quoting = csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL
     delimiter = delimiter or ("\t" if kind == "tsv" else ",")
-    lines = chain.from_iterable(io.StringIO(block, newline="") for block in read_blocks(path))  # never all in memory
+    lines = chain.from_iterable(
+        io.StringIO(block, newline="") for block in read_blocks(path, errors)
+    )  # never all in memory
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     names: list[str | int] | None = None
     try:
@@ -128,9 +159,9 @@ def _separated(path: Path, kind: str, header: bool, delimiter: str | None) -> It
         raise UserError(f"{path}: line {reader.line_num}: {error}; mend that line") from error
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
+def _json_lines(path: Path, errors: str) -> Iterator[tuple[str, Row]]:
     number = 0
-    for block in read_blocks(path):
+    for block in read_blocks(path, errors):
         # Not splitlines(): a JSON string may hold U+2028 and its like.
         for line in block.removesuffix("\n").split("\n"):
             number += 1

@@ -315,3 +315,40 @@ def test_real_gzip_and_jsonl(shared_data):
     }
     papers = Files(str(shared_data / "scitldr"), text="source")
     assert next(papers.documents("train")).count(". ") > 1  # a list of sentences, joined
+
+
+def test_bytes_that_are_no_text_are_replaced_on_request_and_counted(tmp_path, caplog):
+    path = tmp_path / "mixed.txt"
+    path.write_bytes("caf\u00e9 \ufffd\n".encode() + b"caf\xe9 and \xff\xfe\n" + b"a\0b\n")
+    with pytest.raises(UserError, match=r"binary, not text .* or data\.errors=replace"):
+        list(Files(str(path)).documents("train"))
+    assert "".join(Files(str(path), errors="replace").documents("train")).split("\n")[:3] == [
+        "caf\u00e9 \ufffd",  # one that was in the text already
+        "caf\ufffd and \ufffd\ufffd",
+        "a b",
+    ]
+    assert "4 places that are not UTF-8 text were replaced" in caplog.text
+    with pytest.raises(UserError, match="one of strict, replace"):
+        Files(str(path), errors="ignore")
+
+
+def test_a_broken_row_elsewhere_does_not_hide(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'text,label\n"caf\xe9",good\n')
+    with pytest.raises(UserError, match="not UTF-8"):
+        list(Files(str(path)).rows("train"))
+    assert [row["text"] for row in Files(str(path), errors="replace").rows("train")] == ["caf\ufffd"]
+
+
+def test_hard_texts_arrive_as_they_are(tmp_path):
+    """Combining characters, emoji of several code points, right-to-left, a line of 9 MB, no last line end."""
+    texts = [
+        "e\u0301 \U0001f469\u200d\U0001f469\u200d\U0001f467",
+        "\u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
+        "x" * 9_000_000,
+        "",
+        "end",
+    ]
+    path = tmp_path / "hard.txt"
+    path.write_bytes("\r\n".join(texts).encode("utf-8-sig"))
+    assert "".join(Files(str(path)).documents("train")) == "\n".join(texts)
