@@ -34,10 +34,10 @@ _READ_AS_OTHERS = {"null", "true", "false", "yes", "no", "on", "off", "y", "n", 
 def write(folder: Path, study: optuna.Study, settings: Any) -> Path | None:
     """best.yaml of the sweep in `folder`; None, and no file, where no trial has been completed.
 
-    `settings` has `experiment` (a name or None), `fixed` and `config_dir`.
+    `settings` is the sweep's SweepConfig.
     """
     folder = Path(folder)
-    ranked = [trial for trial in status.ranking(study, outcomes(folder, study)) if _trained(trial)]
+    ranked = status.ranking(study, outcomes(folder, study))
     names = status.metric_names(study, read_yaml(folder / "sweep.yaml"))
     wanted = {"best.yaml": ranked[0]} if ranked else {}
     if len(names) > 1:
@@ -67,10 +67,10 @@ def _command(path: Path, words: list[str], config_dir: str | None) -> str:
 
 def experiment(path: Path, trial: Outcome, study: optuna.Study, names: list[str], settings: Any) -> str:
     """The yaml of one trial."""
-    target = OmegaConf.load(trial.runs[0] / "config.yaml")
+    target = _config(trial, settings)
     searched = {name.partition("/")[0] for name in trial.params}
     defaults, words = _origin(target, settings, searched)
-    config_dir, allowed = getattr(settings, "config_dir", None), target.get("allow_targets")
+    config_dir, allowed = settings.config_dir, target.get("allow_targets")
     typed = [word("allow_targets", list(allowed))] if allowed else []  # no yaml can say that for itself
     base = config.compose([*words, *typed], config_dir)
     values = {"name": target.name} | differences(base, target)  # else it would be called best
@@ -89,18 +89,22 @@ def experiment(path: Path, trial: Outcome, study: optuna.Study, names: list[str]
     return "\n".join(lines) + "\n"
 
 
-def _trained(trial: Outcome) -> bool:
-    return (trial.runs[0] / "config.yaml").is_file()
+def _config(trial: Outcome, settings: Any) -> DictConfig:
+    """The trial's own config.yaml; where another machine has it, the config it was composed to."""
+    own = trial.runs[0] / "config.yaml"
+    if own.is_file():
+        return OmegaConf.load(own)
+    return settings.compose(trial.params, trial.number, settings.seeds[0] if settings.seeds else None)
 
 
 def _origin(target: DictConfig, settings: Any, searched: set[str]) -> tuple[list[str], list[str]]:
     """The defaults list the yaml begins with, and the words of the command line that compose to the same."""
-    groups, fixed = set(config.groups()) - {"experiment"}, getattr(settings, "fixed", None) or {}
+    groups, fixed = set(config.groups()) - {"experiment"}, settings.fixed
     # An experiment that is a file may be gone or changed tomorrow: what it says goes into the yaml itself.
-    named = getattr(settings, "experiment", None)
+    named = settings.experiment
     named = None if named is None or str(named).endswith((".yaml", ".yml")) else named
     begin = [f"experiment={named}"] if named else []
-    known = config.compose(begin, getattr(settings, "config_dir", None)).choices if named else {}
+    known = config.compose(begin, settings.config_dir).choices if named else {}
     chosen = {group: option for group, option in fixed.items() if group in groups}
     for group, option in target.choices.items():
         if group in groups and (group in searched or known.get(group) != option):

@@ -144,6 +144,17 @@ def test_an_accumulation_that_memory_asked_for_stays(tmp_path: Path) -> None:
     assert "accumulate: 4" in check(tmp_path, 0)
 
 
+def test_a_trial_of_another_machine(tmp_path: Path) -> None:
+    """Its folder can't be seen from here, its parameters can."""
+    found, study = swept(tmp_path, {"space": SPACE, "fixed": {"data": "pydoc"}}, [[2.0], [1.0]])
+    config_yaml = found.trial_folder(1) / "config.yaml"
+    kept = config_yaml.read_text()
+    config_yaml.unlink()
+    best.write(found.folder, study, found)
+    config_yaml.write_text(kept)
+    check(tmp_path, 1)
+
+
 def test_several_objectives_have_a_yaml_for_each_of_the_front(tmp_path: Path) -> None:
     sweep = {
         "metric": ["val/loss", "parameters"],
