@@ -194,3 +194,23 @@ def _turned(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 def short(text: str) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+# ---- in numbers ------------------------------------------------------------------------------------------------
+
+
+def habits(attention: Attention) -> list[dict[str, float]]:
+    """What each head does on the whole: its mean weight on the token itself, the one before, and the first one.
+
+    `bits` is the mean entropy of a row: 0 = one token is looked at, log2(S) = all alike. Of cross-attention, whose rows
+    and columns are different texts, only `first` and `bits`.
+    """
+    rows = []
+    for layer, head in np.ndindex(attention.weights.shape[:2]):
+        weights = attention.weights[layer, head].astype(float)  # (T, S)
+        row = {"layer": layer + 1, "head": head + 1}
+        if attention.name != "cross":
+            row |= {"itself": np.diagonal(weights).mean(), "before": np.diagonal(weights, -1).mean()}
+        bits = -np.sum(weights * np.log2(np.where(weights > 0, weights, 1.0)), axis=1)
+        rows.append({**row, "first": weights[:, 0].mean(), "bits": bits.mean()})
+    return rows

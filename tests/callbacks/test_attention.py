@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_tfm.callbacks.attention import CELL, Attention, AttentionMaps, attend, draw, probe, visible
+from lit_tfm.callbacks.attention import CELL, Attention, AttentionMaps, attend, draw, habits, probe, visible
 from lit_tfm.callbacks.layout import Layout
 from lit_tfm.callbacks.projector import Projector
 
@@ -121,3 +121,13 @@ def test_labels_show_what_cannot_be_seen():
     assert visible("Ġthe") == "␣the"
     assert visible("a\tb\nc\r\x00") == "a→b↵c��"
     assert visible("") == "∅"
+
+
+def test_habits_tell_heads_apart():
+    before, flat = np.eye(4, k=-1), np.full((4, 4), 0.25)
+    before[0, 0] = 1.0
+    one, two = habits(Attention("encoder", np.stack([before, flat])[None], list("abcd"), list("abcd")))
+    assert (one["layer"], one["head"], two["head"]) == (1, 1, 2)
+    assert (one["before"], one["itself"], one["bits"]) == (1.0, 0.25, 0.0)
+    assert (two["before"], two["itself"], two["first"], two["bits"]) == (0.25, 0.25, 0.25, 2.0)
+    assert "before" not in habits(Attention("cross", flat[None, None], list("abcd"), list("abcd")))[0]
