@@ -188,7 +188,7 @@ def strategy(hardware: Hardware) -> Strategy | str:
 
 
 def build_loggers(cfg: DictConfig, task: Task, run: RunFolder, resume_step: int | None) -> list[Logger]:
-    nodes = {name: node for name, node in (cfg.logger or {}).items() if node is not None}
+    nodes = {name: node for name, node in (cfg.get("logger") or {}).items() if node is not None}
     try:
         chosen = [make_with(node, save_dir=run.path, resume_step=resume_step) for node in nodes.values()]
     except ModuleNotFoundError as error:
@@ -207,7 +207,7 @@ def build_callbacks(cfg: DictConfig, parts: Parts, run: RunFolder) -> list[Callb
         "folder": str(run / "checkpoints"),
         "output_dir": str(run.path),
     }
-    nodes = [node for node in cfg.callbacks.values() if node is not None] if cfg.callbacks else []
+    nodes = [node for node in (cfg.get("callbacks") or {}).values() if node is not None]
     chosen = [make_with(node, **supplied) for node in nodes]
     groups = {group: OmegaConf.to_container(cfg[group]) for group in HPARAM_GROUPS}
     chosen_yamls = OmegaConf.to_container(cfg.choices)

@@ -12,6 +12,7 @@ from lit_tfm.errors import UserError
 FORMS = "90s, 10m, 1.5h, '2e6 tokens', '1e13 flops', auto or null"
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _WRITTEN = re.compile(r"(\d+(?:\.\d*)?(?:e\+?\d+)?)\s*(s|m|h|tokens?|flops?)?", re.IGNORECASE)
+ROUNDING = 1e-6  # 0.57 * 100 is 56.99999999999999
 _LARGEST = 2**31 - 1  # of a step, in the column of Optuna's PostgreSQL table
 
 
@@ -37,14 +38,15 @@ class Budget:
         """This share of the budget as a whole number, the same in all trials of a sweep whatever their batch size.
 
         In tokens, FLOPs or milliseconds, or in thousands of them (of thousands ...) where the whole budget would not
-        fit 32 bits.
+        fit 32 bits. Rounded down, so that three times a third's number is never more than the whole's: the rungs of
+        successive halving are multiples of the first.
         """
         amount = self.amount * (1000 if self.unit == "seconds" else 1)
         while amount > _LARGEST:
             amount /= 1000
-        return round(share * amount)
+        return int(share * amount + ROUNDING)
 
 
 def nominal(share: float, budget: Budget | None) -> int:
     """A share of the run as a whole number: of its budget, or thousandths of the run where it has none."""
-    return budget.nominal(share) if budget is not None else round(1000 * share)
+    return budget.nominal(share) if budget is not None else int(1000 * share + ROUNDING)

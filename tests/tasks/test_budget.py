@@ -40,3 +40,12 @@ def test_a_share_is_a_whole_number_that_grows_with_it_and_fits_32_bits() -> None
             steps = [Budget(amount, unit).nominal(share) for share in (0.0, 0.5, 1.0)]
             assert steps == sorted(steps)
             assert steps[-1] < 2**31
+
+
+def test_multiples_of_a_rung_are_never_beyond_the_rung_of_the_multiple() -> None:
+    for amount in (76_801, 1e6, 999_999.5, 41_472):
+        budget = Budget(amount, "tokens")
+        assert 3 * budget.nominal(1 / 9) <= budget.nominal(1 / 3)
+        assert 9 * budget.nominal(1 / 9) <= budget.nominal(1.0)
+    assert nominal(0.57, None) == 570
+    assert Budget(100, "tokens").nominal(0.57) == 57
