@@ -243,20 +243,19 @@ class Signature:
 def open_study(settings: SweepConfig, folder: Path) -> tuple[BaseStorage, bool]:
     """The storage with the sweep's study in it, and whether it was there before.
 
-    Raises UserError, before anything is created, for a storage that can't be used, for a study of another space or
-    objective, and where the space has no feasible point.
+    Raises UserError, before anything is created, for a storage that can't be used and for a study of another space or
+    objective. What is wrong with the space itself has been found by `settings.load`.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = connect(settings.storage, folder)
     with reachable(settings.storage, folder):
-        if settings.name not in {study.study_name for study in storage.get_all_studies()}:
-            settings.space.check_feasible()
-            if _create(settings, storage, folder):
-                return storage, False
+        known = {study.study_name for study in storage.get_all_studies()}
+        if settings.name not in known and _create(settings, storage, folder):
+            return storage, False
         study_id = storage.get_study_id_from_name(settings.name)
         check_same(settings, storage, study_id, shown(settings.storage, folder))
-        # The first thing that is written: a read-only storage is found out here.
-        storage.set_study_user_attr(study_id, "n_trials", settings.n_trials)
+        # The first thing that is written, and never the same twice: a read-only storage is found out here.
+        storage.set_study_user_attr(study_id, "opened", time.time())
     return storage, True
 
 
@@ -267,7 +266,7 @@ def _create(settings: SweepConfig, storage: BaseStorage, folder: Path) -> bool:
     except DuplicatedStudyError:
         return False
     storage.set_study_system_attr(study_id, "study:metric_names", list(settings.metric))
-    for key, value in {"n_trials": settings.n_trials, "home": home(folder), "sweep": settings.fingerprint()}.items():
+    for key, value in {"home": home(folder), "sweep": settings.fingerprint()}.items():
         storage.set_study_user_attr(study_id, key, value)
     return True
 
