@@ -43,6 +43,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", metavar="best|last|PATH", help="default: best")
     add("--stride", type=int, metavar="N", help="causal models: new tokens a window (default: half the context)")
     add("--context", type=int, metavar="N", help="causal models: tokens of a window (default: the block of training)")
+    add("--one-by-one", action="store_true", help="masked models: hide every token once, alone; takes much longer")
     add("--resamples", type=int, default=1000, metavar="N", help="of the bootstrap (default 1000; 0: no intervals)")
     add("--mistakes", type=int, default=20, metavar="N", help="classifiers: most confident mistakes to store")
     add("--name", help="of the files in RUN/evaluation")
@@ -94,7 +95,7 @@ def evaluate(argv: list[str] | None = None) -> dict[str, Any]:
     hush()
     subject = open_subject(given.run, given.checkpoint, tuple(given.overrides))
     split = open_split(subject, given.split, given.data, given.config_dir)
-    options = Options(given.stride, given.context, given.resamples, mistakes=given.mistakes)
+    options = Options(given.stride, given.context, given.one_by_one, given.resamples, mistakes=given.mistakes)
     with screen.progress() as progress:
         report = measure(subject, split, options, progress)
     checkpoint = subject.weights.stem

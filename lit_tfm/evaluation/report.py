@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from lit_tfm.data.facts import SplitStats
 from lit_tfm.errors import UserError
-from lit_tfm.evaluation import bootstrap, calibration, classifier, mistakes, windows
+from lit_tfm.evaluation import bootstrap, calibration, classifier, mistakes, pseudo, windows
 from lit_tfm.evaluation.scoring import Labelled, Tick, Units, blocks, classify, count
 from lit_tfm.evaluation.splits import OpenSplit
 from lit_tfm.evaluation.subject import Subject
@@ -27,6 +28,7 @@ from lit_tfm.runs import write_text
 from lit_tfm.tasks.causal_lm import CausalLM
 from lit_tfm.tasks.classification import Classification
 from lit_tfm.tasks.language import LanguageTask, perplexities
+from lit_tfm.tasks.masked_lm import MaskedLM
 
 PSEUDO = ("perplexity", "word_perplexity", "bits_per_byte")
 Progress = Callable[[str, int], Tick]  # what is done and how many there are -> what to call when some more are done
@@ -36,6 +38,7 @@ Progress = Callable[[str, int], Tick]  # what is done and how many there are -> 
 class Options:
     stride: int | None = None  # of sliding windows, in tokens
     context: int | None = None  # tokens of a window
+    one_by_one: bool = False  # masked models: hide every token once, alone
     resamples: int = 1000
     seed: int = 0  # of the resamples
     mistakes: int = 20  # kept in the json
@@ -63,13 +66,15 @@ class Report:
 
 def evaluate(subject: Subject, split: OpenSplit, options: Options, progress: Progress) -> Report:
     """Measure a run on a split, whatever its task."""
+    if options.one_by_one and not isinstance(subject.task, MaskedLM):
+        raise UserError(f"--one-by-one is for masked language models, and this is a {type(subject.task).__name__}")
     if isinstance(subject.task, Classification):
         report = of_classifier(subject, split, options, progress)
     elif isinstance(subject.task, CausalLM):
         report = of_causal(subject, split, options, progress)
     else:
-        report = of_units(subject, blocks(subject, split, progress("blocks", count(split))), options)
-    stats = split.data.facts.splits[split.inner]
+        report = of_blocks(subject, split, options, progress)
+    stats = facts(split)
     origin = split.data.origin
     about = {
         "run": str(subject.run.path.resolve()),
@@ -143,6 +148,27 @@ def of_units(subject: Subject, units: Units, options: Options, prefix: str = "")
     return Report(content, [["index", "loss", "targets"], *map(list, rows)])
 
 
+def of_blocks(subject: Subject, split: OpenSplit, options: Options, progress: Progress) -> Report:
+    """The examples of training; where every token was hidden alone as well, intervals and examples are of that."""
+    fixed = of_units(subject, blocks(subject, split, progress("blocks", count(split))), options)
+    if not options.one_by_one:
+        return fixed
+    units, stats = pseudo.score(subject, split, progress("blocks, token by token", count(split))), facts(split)
+    units.metrics = lambda means: {**means, **perplexities(means["loss"], stats)}
+    return beside(of_units(subject, units, options, prefix="one_by_one_"), fixed)
+
+
+def facts(split: OpenSplit) -> SplitStats:
+    return split.data.facts.splits[split.inner]
+
+
+def beside(report: Report, other: Report) -> Report:
+    """The report with the other's metrics and intervals as well."""
+    for part in ("metrics", "intervals"):
+        report.content[part] |= other.content[part]
+    return report
+
+
 def statistic(subject: Subject, units: Units, prefix: str) -> bootstrap.Statistic:
     def metrics(weights: np.ndarray) -> dict[str, np.ndarray]:
         found = [named(subject, units.metrics(units.means(row)), prefix) for row in weights]
@@ -160,7 +186,7 @@ def named(subject: Subject, metrics: dict[str, float], prefix: str) -> dict[str,
 
 def of_causal(subject: Subject, split: OpenSplit, options: Options, progress: Progress) -> Report:
     """Sliding windows, which the intervals and examples are of, and beside them the blocks of training."""
-    data, stats = split.data, split.data.facts.splits[split.inner]
+    data, stats = split.data, facts(split)
     context, stride = window(subject, options, data.block_size)
     store, limit = data.stores[split.inner], data.limits[split.inner]
     slid = windows.windows_of(store, context, stride, data.cross_documents)
@@ -176,9 +202,7 @@ def of_causal(subject: Subject, split: OpenSplit, options: Options, progress: Pr
         report.examples[0].append("bytes")
         for row in report.examples[1:]:
             row.append(sizes[row[0]])
-    side_by_side = of_units(subject, fixed, options)
-    for part in ("metrics", "intervals"):
-        report.content[part] |= side_by_side.content[part]
+    beside(report, of_units(subject, fixed, options))
     report.content["sliding"] = {"context": context, "stride": stride}
     return report
 

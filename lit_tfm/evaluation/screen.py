@@ -75,12 +75,12 @@ def metrics(report: dict[str, Any], trained: dict[str, float], headline: tuple[s
 
 
 def ordered(metrics: dict[str, float], headline: tuple[str, ...]) -> list[str]:
-    """Sliding windows first, then the task's most important ones; what is left in its own order."""
+    """Sliding windows and tokens one by one first, then the task's most important ones, then the others."""
     rank = {name: i for i, name in enumerate(headline)}
 
     def place(name: str) -> tuple[bool, int]:
-        plain = name.removeprefix("sliding_").removeprefix("pseudo_")
-        return not name.startswith("sliding_"), rank.get(plain, len(rank))
+        plain = name.removeprefix("sliding_").removeprefix("one_by_one_")
+        return plain == name, rank.get(plain.removeprefix("pseudo_"), len(rank))
 
     return sorted(metrics, key=place)
 
