@@ -193,7 +193,10 @@ class Page:
         self.wait_for(find)
         place = self.js(
             f"""(() => {{ const it = {find}; it.scrollIntoView({{block: 'center', behavior: 'instant'}});
-            const box = it.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; }})()"""
+            const box = it.getBoundingClientRect(); let x = box.x + box.width / 2, y = box.y + box.height / 2;
+            for (let view = it.ownerDocument.defaultView; view.frameElement; view = view.parent) {{
+              const frame = view.frameElement.getBoundingClientRect(); x += frame.x; y += frame.y; }}
+            return [x, y]; }})()"""
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call(

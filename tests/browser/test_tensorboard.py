@@ -58,6 +58,13 @@ class Board:
         with urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
+    def wait(self, runs: int) -> None:
+        """Until it has read that many runs, and found out that there is something to project."""
+        until = time.monotonic() + 60
+        while len(self.get("runs")) < runs or not self.get("plugins_listing")["projector"]["enabled"]:
+            assert time.monotonic() < until, self.get("runs")
+            time.sleep(0.2)
+
     def close(self) -> None:
         os.killpg(self.process.pid, signal.SIGTERM)  # its data server with it
         self.process.communicate()
@@ -98,9 +105,7 @@ def outputs(tmp_path_factory, session_cache, text_folder) -> Path:
 @pytest.fixture(scope="session")
 def board(outputs):
     running = Board(outputs)
-    until = time.monotonic() + 60
-    while len(running.get("runs")) < 7 and time.monotonic() < until:
-        time.sleep(0.2)
+    running.wait(runs=7)
     yield running
     running.close()
 
