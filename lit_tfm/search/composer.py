@@ -145,7 +145,7 @@ def read_word(text: str) -> tuple[str, Any]:
     """(key, value) of one `key=value` of the command line. Raises UserError for anything else."""
     homely = config.at_home(text)
     try:
-        override = OverridesParser.create().parse_override(homely)
+        (override,) = OverridesParser.create().parse_overrides([homely])
     except config.COMPOSING as error:
         raise config.explain(error) from error
     if override.is_sweep_override():

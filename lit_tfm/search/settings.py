@@ -4,10 +4,7 @@ before a study exists.
 Storing (`to_plain`) and reading it again needs no composing; `space` and `compose` do that on first use.
 """
 
-import importlib.util
-import inspect
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -22,8 +19,9 @@ from lit_tfm import config
 from lit_tfm.errors import UserError, nearest
 from lit_tfm.search.composer import Composer, read_word, word
 from lit_tfm.search.expressions import is_number
-from lit_tfm.search.space import Choice, Divisor, Number, Space
-from lit_tfm.tasks.budget import Budget
+from lit_tfm.search.samplers import GRID, build, check_sampler, grid
+from lit_tfm.search.space import Space
+from lit_tfm.tasks.budget import Budget, nominal
 
 KINDS = ("crash", "oom", "nan", "timeout")  # of failure
 RETRIES = {"crash": 1, "oom": 1, "nan": 0, "timeout": 0}
@@ -38,6 +36,8 @@ OWN = {
     "experiment": "write experiment=NAME beside the space, not in it",
 }
 MASK = "***"
+# Of pruners: how far a trial is. Floats are shares of it, whole numbers what it reports.
+RESOURCES = ("min_resource", "max_resource", "n_warmup_steps", "interval_steps")
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,35 @@ class SweepConfig:
 
     def build_sampler(self, salt: int = 0) -> optuna.samplers.BaseSampler:
         """`salt` (a worker's number, an attempt's) keeps processes with the same seed from drawing the same."""
-        return _built(self.sampler, "sampler", {"seed": self.seed + 1_000_003 * salt})
+        given = {"seed": self.seed + 1_000_003 * salt}
+        if self.sampler.get("_target_") == GRID and "search_space" not in self.sampler:
+            given["search_space"] = grid(self.space)
+        return build(self.sampler, "sampler", given)
 
     def build_pruner(self) -> optuna.pruners.BasePruner | None:
-        return None if self.pruner is None else _built(self.pruner, "pruner", {})
+        if self.pruner is None:
+            return None
+        whole = {} if self.seeds or self._budget_of_trials() == "auto" else {"max_resource": self._step("", 1.0)}
+        return build(self._in_steps(self.pruner), "pruner", whole)
+
+    def _in_steps(self, node: Mapping[str, Any]) -> dict[str, Any]:
+        """A pruner's resources that are shares of a trial, as the numbers that trials report (tasks/budget.py)."""
+        shares = {key for key in RESOURCES if isinstance(node.get(key), float) and 0 < node[key] <= 1}
+        within = {key for key, value in node.items() if isinstance(value, Mapping) and "_target_" in value}
+        return {
+            key: self._in_steps(value) if key in within else self._step(key, value) if key in shares else value
+            for key, value in node.items()
+        }
+
+    def _step(self, key: str, share: float) -> int:
+        budget = self._budget_of_trials()
+        if budget == "auto" or self.seeds:
+            need = "seeds=null" if self.seeds else "a budget, e.g. budget='2e6 tokens'"
+            raise UserError(f"pruner.{key}={share}: a share of a trial needs {need}; or give a whole number of steps")
+        return nominal(share, None if budget is None else Budget.parse(budget))
+
+    def _budget_of_trials(self) -> str | int | float | None:
+        return self.budget if self.budget is not None else self.composer.base({}).budget
 
     # ---- storing -------------------------------------------------------------------------------------------------
 
@@ -325,9 +350,9 @@ def check(sweep: SweepConfig) -> None:
     for key in sweep.space_raw:
         if key in sweep.fixed:
             raise UserError(f"{key} is searched and fixed at {sweep.fixed[key]}; type ~space.{key} to fix it")
-    _check_sampler(sweep, space)
-    if sweep.pruner is not None:
-        _built(sweep.pruner, "pruner", {})
+    check_sampler(str(sweep.sampler.get("_target_")), space, len(sweep.metric))
+    sweep.build_sampler()
+    sweep.build_pruner()
     sweep.composer.base({})
     space.check_feasible()
 
@@ -373,86 +398,6 @@ def _check_own_keys(sweep: SweepConfig) -> None:
                 f"space.{key}: budget={sweep.budget} ends every trial, so that all get the same; "
                 f"type ~space.{key}, or budget=null"
             )
-
-
-def _check_sampler(sweep: SweepConfig, space: Space) -> None:
-    target = str(sweep.sampler.get("_target_"))
-    name, known = target.rpartition(".")[2], _known(optuna.samplers)
-    entries = [entry for entry in space.entries.values() if isinstance(entry, (Number, Choice, Divisor))]
-    choices = [entry.key for entry in entries if not isinstance(entry, Number)]
-    instead = "type sampler._target_=optuna.samplers.TPESampler (or RandomSampler)"
-    if target == f"optuna.samplers.{name}" and name in known:
-        if name == "GridSampler":
-            raise UserError(
-                f"GridSampler: a plain grid is `python -m lit_tfm.train -m seed=1,2,3 ...`; here, {instead}"
-            )
-        if name == "PartialFixedSampler":
-            raise UserError("PartialFixedSampler: what stays the same goes to fixed")
-        if name in ("CmaEsSampler", "QMCSampler") and choices:
-            raise UserError(
-                f"{name} draws numbers only, and {choices[0]} is a choice (it would be drawn at random); {instead}"
-            )
-        if name in ("CmaEsSampler", "QMCSampler", "GPSampler") and space.conditional():
-            raise UserError(f"{name} can't do branches, and {space.conditional()[0]} has a `when`; {instead}")
-        if name == "CmaEsSampler" and sweep.multi_objective:
-            raise UserError(f"CmaEsSampler does one objective only, and there are {len(sweep.metric)}; {instead}")
-        if name == "BruteForceSampler" and (open_ := [e.key for e in entries if _endless(e)]):
-            raise UserError(
-                f"BruteForceSampler tries everything, and {open_[0]} is continuous; give it a step, or {instead}"
-            )
-    if not entries:
-        raise UserError("space: nothing is drawn, all entries are derived; give one {low, high} or {choices}")
-    sweep.build_sampler()
-
-
-def _endless(entry: Number | Choice | Divisor) -> bool:
-    return isinstance(entry, Number) and isinstance(entry.low, float) and entry.step is None
-
-
-PACKAGES = {"CmaEsSampler": "cmaes", "GPSampler": "scipy", "QMCSampler": "scipy", "WilcoxonPruner": "scipy"}
-
-
-def _known(module: Any) -> list[str]:
-    """The classes of optuna.samplers or optuna.pruners that can be made."""
-    return [name for name in module.__all__ if inspect.isclass(getattr(module, name)) and not name.startswith("Base")]
-
-
-def _built(node: Mapping[str, Any], what: str, usual: Mapping[str, Any]) -> Any:
-    """The sampler or pruner that `node` names. Nothing but a class of optuna.samplers or optuna.pruners is made."""
-    module = getattr(optuna, f"{what}s")
-    target, known = str(node.get("_target_", "")), _known(module)
-    front, _, name = target.rpartition(".")
-    if front != f"optuna.{what}s" or name not in known:
-        near = nearest(name, known)
-        raise UserError(f"{what}._target_={target}: must be optuna.{what}s.NAME{near}; there is {', '.join(known)}")
-    if (package := PACKAGES.get(name)) and importlib.util.find_spec(package) is None:
-        raise UserError(f"{name} needs the package {package}: pip install {package}")
-    kind = getattr(module, name)
-    given = {str(key): value for key, value in node.items() if key != "_target_"}
-    given = {key: _built(value, what, {}) if _is_node(value) else value for key, value in given.items()}
-    allowed = [
-        p for p in inspect.signature(kind).parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
-    names = [parameter.name for parameter in allowed]
-    for key in given:
-        if key not in names:
-            raise UserError(
-                f"{what}.{key}: no such key{nearest(key, names)}; {target} takes {', '.join(names) or 'none'}"
-            )
-    missing = [p.name for p in allowed if p.default is p.empty and p.name not in given]
-    if missing:
-        raise UserError(f"{what}: {target} needs {', '.join(missing)}; type {what}.{missing[0]}=...")
-    given = {**{key: value for key, value in usual.items() if key in names}, **given}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return kind(**given)
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"{what}: {target}: {' '.join(str(error).split())}") from error
-
-
-def _is_node(value: Any) -> bool:
-    return isinstance(value, Mapping) and "_target_" in value
 
 
 # ---- single values -----------------------------------------------------------------------------------------------

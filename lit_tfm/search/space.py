@@ -69,10 +69,10 @@ class Choice:
     when: Expression | None = None
 
     def draw(self, trial, name: str) -> Any:
-        return trial.suggest_categorical(name, [_label(choice) for choice in self.choices])
+        return trial.suggest_categorical(name, [label(choice) for choice in self.choices])
 
     def value(self, drawn: Any) -> Any:
-        return next((choice for choice in self.choices if _label(choice) == drawn), drawn)
+        return next((choice for choice in self.choices if label(choice) == drawn), drawn)
 
     def plain(self) -> dict[str, Any]:
         return {"choices": list(self.choices)}
@@ -278,11 +278,19 @@ class Space:
     # ---- checking ------------------------------------------------------------------------------------------------
 
     def _check_keys(self) -> None:
-        """Each key is one of the config under at least one combination of groups that the space may choose."""
-        for key in self.entries:
-            errors = [self._refused(key, chosen) for chosen in self._combinations(key)]
+        """The config takes each key, and the ends of its range, with every option of groups it may be set with."""
+        for key, entry in self.entries.items():
+            combinations = list(self._combinations(key))
+            errors = [self._refused(key, chosen) for chosen in combinations]
             if all(errors):
                 raise errors[0]
+            if any(errors) and entry.when is None:
+                group = key.partition(".")[0]
+                works = next(chosen[group] for chosen, error in zip(combinations, errors, strict=True) if not error)
+                error = next(filter(None, errors))
+                raise UserError(
+                    f"space.{key}: {error}; set it only where it belongs: {{..., when: {group} == {works}}}"
+                )
 
     def _combinations(self, key: str) -> Iterator[dict[str, Any]]:
         """Options of the group that holds `key`, where the space chooses it; else the experiment's own."""
@@ -295,13 +303,15 @@ class Space:
 
     def _refused(self, key: str, chosen: dict[str, Any]) -> UserError | None:
         entry = self.entries[key]
-        values = entry.choices if isinstance(entry, Choice) else [getattr(entry, "constant", None)]
+        ends = [entry.low, entry.high] if isinstance(entry, Number) else getattr(entry, "choices", ())
         try:
             if key in self.composer.groups:
-                for value in values:
-                    self.composer.base({key: value})
-            else:
-                self.composer.check_key(key, chosen)
+                for option in ends or [getattr(entry, "constant", None)]:
+                    self.composer.base({key: option})
+                return None
+            self.composer.check_key(key, chosen)
+            for value in ends:
+                self.composer.compose({**chosen, key: value})
         except UserError as error:
             return error
         return None
@@ -429,7 +439,7 @@ def _choice(key: str, choices: Any, when: Expression | None) -> Choice:
         raise UserError(
             f"space.{key}: choices={_json(choices)}: numbers, texts, true and false, null or lists are needed"
         )
-    labels = [_label(choice) for choice in choices]
+    labels = [label(choice) for choice in choices]
     if len({(type(label) is bool, label) for label in labels}) < len(labels):
         raise UserError(f"space.{key}: choices={_json(choices)}: a value stands there twice")
     return Choice(key, tuple(choices), when)
@@ -517,7 +527,7 @@ def _prefixed(key: str, work: Callable[[], Any]) -> Any:
         raise UserError(f"space.{key}: {error}") from error
 
 
-def _label(choice: Any) -> Any:
+def label(choice: Any) -> Any:
     """What Optuna stores for a choice: it takes no lists."""
     return _json(choice) if isinstance(choice, (list, tuple)) else choice
 
