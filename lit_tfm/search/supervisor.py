@@ -115,6 +115,12 @@ class Supervisor:
     # ---- the folder ------------------------------------------------------------------------------------------
 
     def _write_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # with a database, nothing has made it yet
+        except OSError as error:
+            raise UserError(
+                f"output_dir={self.folder}: can't be written ({error.strerror}); name one that can"
+            ) from error
         folder = runs.RunFolder(self.folder)
         runs.write_text(folder / "sweep.yaml", status_yaml(self.settings))
         typed = runs.command()
