@@ -61,16 +61,19 @@ def counts(report: dict[str, Any]) -> str:
 
 
 def metrics(report: dict[str, Any], trained: dict[str, float], headline: tuple[str, ...]) -> Table:
+    intervals = report["intervals"]
     level = f"{100 * report['bootstrap']['level']:.0f} % interval"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric", no_wrap=True)
-    for column in ("value", level, *(["in training"] if trained else [])):
+    for column in ("value", *([level] if intervals else []), *(["in training"] if trained else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for name in ordered(report["metrics"], headline):
-        low, high = report["intervals"].get(name, (None, None))
-        interval = "" if low is None else f"{number(low)} … {number(high)}"
-        before = [number(trained[name]) if name in trained else ""] if trained else []
-        table.add_row(name, number(report["metrics"][name]), interval, *before)
+        cells = [number(report["metrics"][name])]
+        if intervals:
+            cells.append(" … ".join(map(number, intervals.get(name, ()))))
+        if trained:
+            cells.append(number(trained.get(name)))
+        table.add_row(name, *cells)
     return table
 
 
