@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_tfm.errors import UserError
 
 _RECORDED = ("torch", "lightning", "torchmetrics", "hydra-core", "optuna", "datasets", "tokenizers", "numpy", "lit_tfm")
+COMMAND_VARIABLE = "LIT_TFM_COMMAND"  # for processes to which nothing was typed
 ENDED = ("finished", "pruned")  # statuses of a run that has nothing left to do
 BESIDE = ("trial.json", "log.txt", "error.txt", ".lock")  # what a sweep keeps in a run's folder before it is one
 
@@ -134,7 +135,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def command() -> str:
-    """What was typed, as it can be typed again."""
+    """What was typed, as it can be typed again; of a trial of a sweep, what would train it alone."""
+    if told := os.environ.get(COMMAND_VARIABLE):
+        return told
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"python -m {spec.name}" if spec is not None else " ".join(["python", *sys.argv[:1]])
     typed = [argument.removeprefix("++") for argument in sys.argv[1:]]  # config.loosen put it there

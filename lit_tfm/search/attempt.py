@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from lit_tfm import hardware
 from lit_tfm.callbacks.trial import TrialReport
 from lit_tfm.errors import UserError
-from lit_tfm.runs import ENDED, Result, RunFolder
+from lit_tfm.runs import COMMAND_VARIABLE, ENDED, Result, RunFolder
 from lit_tfm.search.endings import Ending, of_exception
 from lit_tfm.search.holders import birth
 from lit_tfm.search.nursery import die_with_parent
@@ -52,6 +52,7 @@ class Order:
     threads: int
     devices: str | None = None  # CUDA_VISIBLE_DEVICES
     objective: Objective | None = None
+    command: str = ""  # what would train this trial alone
 
 
 class Line:
@@ -122,6 +123,7 @@ def _surroundings(order: Order) -> None:
         del os.environ[name]
     if order.devices is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = order.devices
+    os.environ[COMMAND_VARIABLE] = order.command  # and not the sweep's, which may hold a password
     os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(order.threads)
     torch.set_num_threads(order.threads)
 

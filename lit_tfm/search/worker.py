@@ -7,6 +7,7 @@ checkpoint and leaves it to be gone on with; it has not failed.
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -251,8 +252,7 @@ class Worker:
             # Smaller micro-batches after an out-of-memory; the global batch stays.
             cfg.trainer.accumulate *= 2 ** sum(failure["kind"] == "oom" for failure in failures)
             runs.append(("" if seed is None else f"seed-{seed}", cfg))
-        overrides = settings.space.overrides(trial.params)
-        trial_folder.write_record(folder, overrides=overrides)
+        trial_folder.write_record(folder, overrides=settings.space.overrides(trial.params))
         return Order(
             number=trial.number,
             attempt=holder.attempt,
@@ -264,6 +264,7 @@ class Worker:
             threads=self.task.threads,
             devices=self.task.devices,
             objective=self.task.objective,
+            command=f"python -m lit_tfm.train {shlex.join(settings.command_words(trial.params))}",
         )
 
 
