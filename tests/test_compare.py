@@ -15,6 +15,7 @@ import pytest
 from lit_tfm import compare as verb
 from lit_tfm import config
 from lit_tfm.command_line import run_verb
+from lit_tfm.evaluate import evaluate
 from lit_tfm.train import train
 
 
@@ -167,6 +168,59 @@ def test_the_report_is_written_whole(outputs, capsys) -> None:
     assert text.count("plotly.js v") >= 1
     for part in ("8 runs in outputs", "Cost against quality", "seconds of training", "../outputs/run000/"):
         assert part in text
+
+
+@pytest.mark.parametrize("experiment", ["bert_small", "gpt_small", "t5_small"])
+def test_runs_of_any_architecture_from_elsewhere_without_their_data(
+    experiment, text_folder, session_cache, tmp_path, monkeypatch, capsys
+) -> None:
+    shutil.copytree(text_folder, tmp_path / "data")
+    given = [f"experiment={experiment}", f"data.path={tmp_path / 'data'}", f"cache_dir={session_cache}", "budget=null"]
+    given += ["model.d_model=16", "model.n_layers=1", "model.n_heads=1", "trainer.precision=32", "data.val_limit=4"]
+    given += ["trainer.max_steps=4", "trainer.val_every=2", "data.block_size=32", "data.batch_size=4"]
+    given += ["trainer.accelerator=cpu", "tokenizer.vocab_size=400"]
+    for lr in (0.001, 0.01):
+        train(
+            config.compose([*given, f"optimizer.lr={lr}", f"output_dir={tmp_path / 'outputs' / str(lr)}"]), quiet=True
+        )
+    (tmp_path / "data").rename(tmp_path / "gone")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("COLUMNS", "100")
+    status, out, err = typed(capsys, "../outputs", "--html", "report.html")
+    assert (status, err) == (0, "")
+    assert "2 runs in ../outputs" in out
+    assert "no room" not in out
+    for title in ("lr", "val/loss", "tokens", "FLOPs"):
+        assert title in out
+    assert "Curves" in Path("report.html").read_text()
+
+
+def test_differences_of_runs_that_evaluate_measured(labelled_csv, session_cache, tmp_path, monkeypatch, capsys) -> None:
+    """A trained classifier against one that has learnt nothing, over the test examples of both."""
+    given = ["model=bert_tiny", "task=classification", "data=csv", f"data.path={labelled_csv}", "budget=null"]
+    given += [f"cache_dir={session_cache}", "model.d_model=32", "model.n_layers=1", "model.n_heads=1", "seed=3"]
+    given += ["trainer.precision=32", "trainer.accelerator=cpu", "tokenizer.vocab_size=300", "trainer.max_epochs=null"]
+    monkeypatch.chdir(tmp_path)
+    for name, steps in (("guess", 1), ("learnt", 40)):
+        train(config.compose([*given, f"trainer.max_steps={steps}", f"output_dir=outputs/{name}"]), quiet=True)
+    status, out, _ = typed(capsys, "--baseline", "outputs/guess")
+    assert status == 0
+    assert "python -m lit_tfm.evaluate outputs/guess; python -m lit_tfm.evaluate outputs/learnt" in out
+    for name in ("guess", "learnt"):
+        evaluate([f"outputs/{name}", "--resamples", "0"])
+    capsys.readouterr()
+    monkeypatch.setenv("COLUMNS", "100")
+    _, out, _ = typed(capsys, "--baseline", "outputs/guess")
+    line = next(line.split() for line in out.splitlines() if line.split()[1:2] == ["accuracy"])
+    assert line[0] == "learnt"
+    assert "better" in line
+    _, out, _ = typed(capsys, "--baseline", "outputs/guess", "--format", "json")
+    learnt = next(row for row in json.loads(out) if row["run"] == "learnt")
+    measured = [json.loads(path.read_text())["metrics"] for path in sorted(Path("outputs").glob("*/evaluation/*.json"))]
+    name = next(key.removesuffix(" difference") for key in learnt if key.endswith("accuracy difference"))
+    assert learnt[f"{name} difference"] == pytest.approx(measured[1]["accuracy"] - measured[0]["accuracy"])
+    assert learnt[f"{name} difference low"] > 0
 
 
 def test_control_characters_of_a_run_reach_no_terminal(outputs, capsys) -> None:

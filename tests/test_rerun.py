@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from lit_tfm import config
 from lit_tfm import rerun as verb
 from lit_tfm.command_line import run_verb
 from lit_tfm.reports.reading import Point, Run, read_run
 from lit_tfm.reports.repetition import compare, environment_differences
+from lit_tfm.train import train
 
 REPOSITORY = Path(verb.__file__).parent.parent
 SMALL = ["model.d_model=16", "model.n_layers=1", "model.n_heads=1", "trainer.precision=32", "trainer.accelerator=cpu"]
@@ -119,6 +121,16 @@ def test_what_is_not_as_it_was_is_told_before_it_starts(work, typed, tmp_path) -
     assert "deterministic=false" in out
     assert "budget=10m: bounded by 600 s" in out
     assert "trainer.max_steps=6" in out
+
+
+@pytest.mark.parametrize("experiment", ["bert_small", "t5_small"])
+def test_the_other_architectures_repeat_too(experiment, text_folder, session_cache, typed, tmp_path) -> None:
+    given = [f"experiment={experiment}", f"data.path={text_folder}", f"cache_dir={session_cache}", *SMALL, *QUICK]
+    given += ["data.block_size=32", "data.batch_size=4", "tokenizer.vocab_size=400", "deterministic=true"]
+    train(config.compose([*given, f"output_dir={tmp_path / 'run'}"]), quiet=True)
+    status, out, _ = typed("run", "output_dir=again")
+    assert status == 0
+    assert "identical to the last digit" in out
 
 
 @pytest.mark.parametrize(

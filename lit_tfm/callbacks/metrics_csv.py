@@ -32,9 +32,10 @@ class MetricsCsv(Logger):
     def _cut(self, step: int) -> None:
         if not self.path.exists():
             return
-        with open(self.path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(COLUMNS)]
-        kept = [row for row in rows[1:] if int(row[0]) <= step]
+        with open(self.path, newline="", encoding="utf-8", errors="replace") as file:
+            whole = (line for line in file if "\0" not in line)  # a power cut leaves such lines
+            rows = [row for row in csv.reader(whole) if len(row) == len(COLUMNS) and row[0].isdigit()]
+        kept = [row for row in rows if int(row[0]) <= step]
         temporary = self.path.with_name(f".{self.path.name}.partial")
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([COLUMNS, *kept])

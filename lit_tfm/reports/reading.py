@@ -130,7 +130,7 @@ def read_run(path: str | Path) -> Run:
     run.data = _json(run, "data.json") if (run.path / "data.json").exists() else {}
     _summary(run)
     _trial(run, trial)
-    if run.seed is None and isinstance(run.settings.get("seed"), int):
+    if isinstance(run.settings.get("seed"), int):
         run.seed = run.settings["seed"]
     if run.flops_per_token is None:
         run.flops_per_token = _flops_measured(run)

@@ -76,12 +76,11 @@ def _opening(result: Comparison) -> str:
     runs, rows = result.runs, result.rows
     states = Counter(run.status for run in runs)
     text = ", ".join(f"{count} {status}" for status, count in states.most_common())
-    folded = (
-        f" Seeds of one setting are one row (mean ± standard deviation): {len(rows)} rows."
-        if len(rows) < len(runs)
-        else ""
-    )
-    return f"{text}.{folded} {len(result.settings)} settings differ. Written {datetime.now():%Y-%m-%d %H:%M}."
+    if len(rows) < len(runs):
+        text += f". Seeds of one setting are one row, mean ± standard deviation: {len(rows)} rows"
+    count = len(result.settings)
+    differ = "1 setting differs" if count == 1 else f"{count} settings differ"
+    return f"{text}. {differ}. Written {datetime.now():%Y-%m-%d %H:%M}."
 
 
 def _table(result: Comparison, found: Sequence[Column], path: Path) -> Table:
