@@ -40,6 +40,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", metavar="PATH", help="a .csv or .jsonl file (default: csv to stdout)")
     add("--column", action="append", default=[], metavar="NAME", help="of the text; several are joined")
     add("--column-b", action="append", default=[], metavar="NAME", help="of the second text, for runs that read pairs")
+    add("--errors", choices=("strict", "replace"), default="strict", help="what is not UTF-8: refused, or replaced")
     add("--top", type=int, metavar="K", help="answers each (default: 3 labels in the terminal, 1 in files; 5 words)")
     add("--checkpoint", metavar="best|last|PATH", help="default: best")
     add("--overwrite", action="store_true", help="replace an output that is there")

@@ -288,6 +288,15 @@ def test_what_is_refused(run, elsewhere, kind, arguments, said) -> None:
     assert not Path("out.csv").exists()
 
 
+def test_what_is_not_utf8_is_refused_or_replaced(run, elsewhere) -> None:
+    (elsewhere / "in.txt").write_bytes(b"caf\xe9 film\n")
+    folder = run("encoder")
+    with pytest.raises(UserError, match=r"not UTF-8 .* --errors replace"):
+        predict([folder, "--file", "in.txt", "--output", "out.csv"])
+    predict([folder, "--file", "in.txt", "--output", "out.csv", "--errors", "replace"])
+    assert rows("out.csv")[0]["text"] == "caf\ufffd film"
+
+
 def test_a_folder_that_is_no_run(elsewhere) -> None:
     with pytest.raises(UserError, match="no run folder"):
         predict([str(elsewhere), "a text"])

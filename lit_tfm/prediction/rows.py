@@ -45,13 +45,19 @@ class Table:
     """Rows of a file, which is read again each time: it may be larger than memory.
 
     text, text_b: columns, by name or, where there is no header, by position; by default those the run was trained on,
-    else `text` and `text_b`. Lines of a text file are texts; a tab parts the two of a pair.
+    else `text` and `text_b`. Lines of a text file are texts; a tab parts the two of a pair. errors: as for training data.
     """
 
     def __init__(
-        self, path: Path, cfg: DictConfig, text: Sequence[str] = (), text_b: Sequence[str] = (), name: str | None = None
+        self,
+        path: Path,
+        cfg: DictConfig,
+        text: Sequence[str] = (),
+        text_b: Sequence[str] = (),
+        name: str | None = None,
+        errors: str = "strict",
     ) -> None:
-        self.path, self.pair, self.name = path, is_pair(cfg), name or str(path)
+        self.path, self.pair, self.name, self.errors = path, is_pair(cfg), name or str(path), errors
         if not path.is_file():
             near = nearest(path.name, [p.name for p in path.parent.glob("*")]) if path.parent.is_dir() else ""
             raise UserError(f"--file {path}: there is no such file{near}")
@@ -65,7 +71,7 @@ class Table:
         if self.columns is None:
             yield from self._lines()
             return
-        for where, values in read_table(self.path, self.kind, self.header):
+        for where, values in read_table(self.path, self.kind, self.header, errors=self.errors):
             found = self.columns.example(values, where)
             texts = (found["text"], found["text_b"])
             yield Row({str(key): value for key, value in values.items()}, *(whole(text) for text in texts))
@@ -90,7 +96,7 @@ class Table:
 
     def _lines(self) -> Iterator[Row]:
         number = 0
-        for block in read_blocks(self.path):
+        for block in read_blocks(self.path, self.errors):
             for line in block.removesuffix("\n").split("\n"):
                 number += 1
                 if not self.pair:
@@ -102,7 +108,9 @@ class Table:
                 yield Row({"text": a, "text_b": b}, a, b)
 
     def _columns(self, cfg: DictConfig, text: Sequence[str], text_b: Sequence[str]) -> Columns:
-        names = list(next((values for _, values in read_table(self.path, self.kind, self.header)), {}))
+        names = list(
+            next((values for _, values in read_table(self.path, self.kind, self.header, errors=self.errors)), {})
+        )
         first = self._chosen("--column", names, text, cfg, "text")
         second = self._chosen("--column-b", names, text_b, cfg, "text_b") if self.pair else None
         if text_b and not self.pair:

@@ -63,12 +63,13 @@ def table(given: Namespace) -> None:
         try:
             _table(given, path, "stdin" if stdin else None)
         except UserError as error:
-            raise UserError(str(error).replace(str(path), "stdin") if stdin else str(error)) from error
+            said = str(error).replace("data.errors=", "--errors ")  # the option here
+            raise UserError(said.replace(str(path), "stdin") if stdin else said) from error
 
 
 def _table(given: Namespace, path: Path, name: str | None) -> None:
     cfg = trained.config_of(RunFolder.open(given.run))
-    asked = rows.Table(path, cfg, given.column, given.column_b, name)
+    asked = rows.Table(path, cfg, given.column, given.column_b, name, given.errors)
     count, digest, names = asked.survey()
     predictor = predictor_of(given, labels=1)
     kind = Path(given.output).suffix.lower()[1:] if given.output else "csv"
@@ -91,7 +92,7 @@ def work_of(predictor: Predictor, asked: rows.Table, digest: str) -> dict[str, s
     """What an unfinished output has to agree in, for another run of the command to go on with it."""
     return {
         "input": digest,
-        "columns": str(asked.columns),
+        "columns": f"{asked.columns} {asked.errors}",
         "run": str(predictor.subject.run.path.resolve()),
         "checkpoint": rows.sha256_of(predictor.subject.weights),
         "top": str(predictor.top),
