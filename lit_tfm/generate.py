@@ -270,7 +270,8 @@ def chat(writer: Any, screen: Any, options: argparse.Namespace) -> None:
             import readline  # noqa: F401  # arrow keys and history for input()
         ask = input
         what = "goes on with what is said" if writer.task.converses else "fills blanks (___) or answers a text"
-        screen.note(f"{options.run}: {what}; {writer.positions} positions, {writer.request.described()}\n{HELP}")
+        free = writer.request.described(free=writer.task.converses)
+        screen.note(f"{options.run}\n{what}; {writer.positions} positions, {free}\n{HELP}")
     try:
         Chat(writer, screen, unescaped(options.you), unescaped(options.reply)).loop(
             typed_lines(sys.stdin, ask, "> "),

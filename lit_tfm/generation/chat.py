@@ -15,7 +15,7 @@ from lit_tfm.generation.screen import Screen
 from lit_tfm.generation.text import Answer
 from lit_tfm.generation.write import Writer
 
-HELP = "/reset forgets what was said, /quit (or Ctrl-D) ends, Ctrl-C stops a reply; an empty line lets the model go on"
+HELP = "/reset forgets what was said, /quit (or Ctrl-D) ends, Ctrl-C stops a reply"
 COMMAND = re.compile(r"/[a-z]+\s*$")
 
 
@@ -50,7 +50,7 @@ class Chat:
         elif command == "/help":
             self.screen.note(HELP)
         else:
-            self.screen.note(f"error: no command {command}; {HELP}")
+            self.screen.note(f"error: no command {command}; there is /reset, /quit and /help")
         return True
 
     def say(self, line: str) -> None:

@@ -77,11 +77,11 @@ class Screen:
         many = f", {len(answers)} texts" if len(answers) > 1 else ""
         told = f"{tokens} tokens in {seconds:.2f} s ({tokens / max(seconds, 1e-9):,.0f} tokens/s){many}; {described}"
         ends = [answer.ended for answer in answers]
-        if len(answers) == 1 and ENDED[ends[0]]:
-            told += f"; {ENDED[ends[0]].format(positions=positions)}"
-        elif "positions" in ends:
-            told += f"; {ends.count('positions')} {ENDED['positions'].format(positions=positions)}"
         self.note(told)
+        if len(answers) == 1 and ENDED[ends[0]]:
+            self.note(ENDED[ends[0]].format(positions=positions))
+        elif "positions" in ends:
+            self.note(f"{ends.count('positions')} {ENDED['positions'].format(positions=positions)}")
 
 
 def _cell(text: str, width: int) -> str:

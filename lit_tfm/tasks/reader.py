@@ -13,6 +13,7 @@ Letters: B rows, T tokens, E encoder tokens, N rows after a change, C model dim,
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -97,7 +98,10 @@ class MemoryReader(Reader):
     @torch.no_grad()
     def __init__(self, model: nn.Module, head: nn.Module, inputs: dict[str, Any]) -> None:
         super().__init__(model, head)
-        self._memory = model.encode(**inputs)  # (B, E, C)
+        # Compiling would take longer than all that is to be read.
+        eager = torch.compiler.set_stance("force_eager") if model.config.compile else nullcontext()
+        with eager:
+            self._memory = model.encode(**inputs)  # (B, E, C)
         self._mask = inputs.get("attention_mask")
 
     def hidden(self, tokens: Tensor) -> Tensor:
