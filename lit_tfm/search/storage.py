@@ -148,7 +148,7 @@ def reachable(storage: str | None, folder: Path):
     except (ImportError, ModuleNotFoundError) as error:
         raise UserError(
             f"storage={shown(storage, folder)}: the driver is not installed ({error}); "
-            "pip install 'lit_tfm[postgresql]', or leave storage= out for a journal in the sweep's folder"
+            "pip install 'lit_tfm[postgres]', or leave storage= out for a journal in the sweep's folder"
         ) from error
     except (SQLAlchemyError, StorageInternalError, OSError, RuntimeError) as error:
         what = "is read-only" if "read-only" in _cause(error) or "readonly" in _cause(error) else "can't be used"

@@ -9,7 +9,9 @@ import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import shlex
 import signal
+import sys
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -25,7 +27,7 @@ from lit_tfm.errors import UserError
 from lit_tfm.search import best, nursery, report, slots, status, worker
 from lit_tfm.search.attempt import Objective
 from lit_tfm.search.outcomes import Outcome, outcome
-from lit_tfm.search.settings import SweepConfig
+from lit_tfm.search.settings import SweepConfig, masked
 from lit_tfm.search.storage import JOURNAL, reachable
 from lit_tfm.search.study import SharedStudy, open_study, salt
 from lit_tfm.search.worker import STOPPED, Task
@@ -124,8 +126,9 @@ class Supervisor:
         folder = runs.RunFolder(self.folder)
         runs.write_text(folder / "sweep.yaml", status_yaml(self.settings))
         typed = runs.command()
-        if self.settings.storage:
-            typed = typed.replace(self.settings.storage, str(self.settings.to_plain()["storage"]))
+        for word in sys.argv[1:]:
+            if word.startswith("storage="):  # it may hold a password
+                typed = typed.replace(shlex.quote(word), shlex.quote(f"storage={masked(self.settings.storage)}"))
         runs.write_text(folder / "command.txt", typed + "\n")
         machine = f"{os.cpu_count()} CPU cores, {len(self.slots)} workers"
         folder.write_json("environment.json", runs.environment(machine))
