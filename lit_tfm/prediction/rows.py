@@ -45,7 +45,8 @@ class Table:
     """Rows of a file, which is read again each time: it may be larger than memory.
 
     text, text_b: columns, by name or, where there is no header, by position; by default those the run was trained on,
-    else `text` and `text_b`. Lines of a text file are texts; a tab parts the two of a pair. errors: as for training data.
+    else `text` and `text_b`. Lines of a text file are texts; a tab parts the two of a pair.
+    errors: strict or replace, as for training data.
     """
 
     def __init__(
@@ -71,10 +72,13 @@ class Table:
         if self.columns is None:
             yield from self._lines()
             return
-        for where, values in read_table(self.path, self.kind, self.header, errors=self.errors):
+        for where, values in self._read():
             found = self.columns.example(values, where)
             texts = (found["text"], found["text_b"])
             yield Row({str(key): value for key, value in values.items()}, *(whole(text) for text in texts))
+
+    def _read(self) -> Iterator[tuple[str, dict]]:
+        return read_table(self.path, self.kind, self.header, errors=self.errors)
 
     def chunks(self, size: int, skip: int = 0) -> Iterator[list[Row]]:
         rows = islice(self, skip, None)
