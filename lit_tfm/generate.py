@@ -120,8 +120,8 @@ def generate(arguments: Sequence[str] | None = None) -> None:
 
     from lit_tfm.generation.write import Writer
 
-    task = open_task(options)
     screen = make_screen(options)
+    task = open_task(options, screen)
     writer = Writer(task, request)
     if options.chat:
         chat(writer, screen, options)
@@ -177,7 +177,7 @@ def unescaped(text: str) -> str:
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
-def open_task(options: argparse.Namespace) -> Any:
+def open_task(options: argparse.Namespace, screen: Any) -> Any:
     """The trained task on its device. Raises UserError for a run that can't write."""
     from lit_tfm import trained
     from lit_tfm.runs import RunFolder
@@ -188,7 +188,12 @@ def open_task(options: argparse.Namespace) -> Any:
         why = getattr(kind, "writes_nothing", f"{kind.__name__} generates no text")
         raise UserError(f"{run.path}: {why}")
     device = device_of(options.device)
-    task, _ = trained.load(run, options.checkpoint)
+    task, weights = trained.load(run, options.checkpoint)
+    status = None
+    with contextlib.suppress(ValueError):  # a summary.json cut short: the weights are whole
+        status = run.status()
+    if status != "finished":
+        screen.note(f"{run.path}: the run is {status or 'of unknown status'}; its weights so far: {weights.name}")
     return task.to(device)
 
 

@@ -323,6 +323,19 @@ def test_a_run_without_weights_is_named(runs, tmp_path):
     assert f"resume={run}" in said
 
 
+def test_an_unfinished_run_writes_with_what_it_has(runs, say, tmp_path):
+    run = Path(shutil.copytree(runs["decoder"], tmp_path / "run"))
+    arguments = ["--prompt", "The", "--max-new-tokens", 4]
+    whole, told = say(run, *arguments)
+    assert "the run is" not in told
+    RunFolder(run).update_summary(status="failed")
+    out, told = say(run, *arguments)
+    assert out == whole
+    assert f"{run}: the run is failed; its weights so far: best.safetensors\n" in told
+    (run / "summary.json").write_text('{"status": "fin')
+    assert "of unknown status" in say(run, *arguments)[1]
+
+
 def test_weights_that_can_not_be_used(runs, tmp_path):
     run = Path(shutil.copytree(runs["decoder"], tmp_path / "run"))
     folder = run / "checkpoints"
