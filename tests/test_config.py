@@ -1,6 +1,8 @@
 """Composing a config, and what a mistake in it gets."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,80 @@ def test_the_composed_config_is_plain_and_resolved() -> None:
     text = OmegaConf.to_yaml(cfg)
     assert "${" not in text
     assert OmegaConf.create(text) == cfg
+
+
+# ---- an experiment that is a file ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mine(tmp_path) -> Path:
+    """As a sweep's best.yaml: an experiment that stands on another."""
+    path = tmp_path / "some where" / "best.yaml"
+    path.parent.mkdir()
+    path.write_text(
+        "# @package _global_\ndefaults:\n  - gpt_small\n  - override /model: gpt_tiny\n  - override /optimizer: adamw\n"
+        "optimizer: {lr: 0.003}\nmodel: {d_ff: 96}\nseed: 5\n"
+    )
+    return path
+
+
+def test_an_experiment_may_be_a_file_anywhere(mine) -> None:
+    cfg = config.compose([f"experiment='{mine}'", "seed=6"])
+    assert (cfg.name, cfg.choices.experiment, cfg.choices.model, cfg.choices.tokenizer) == (
+        "best",
+        "best",
+        "gpt_tiny",
+        "bpe",
+    )
+    assert (cfg.model.d_ff, cfg.optimizer.lr, cfg.seed, cfg.data.block_size) == (96, 0.003, 6, 256)
+    inside = config.compose(["experiment=gpt_small", "model=gpt_tiny", "optimizer=adamw", "seed=6"])
+    same = [key for key in cfg if cfg[key] == inside[key]]
+    assert set(cfg) - set(same) == {"name", "choices", "optimizer", "model"}
+
+
+def test_a_file_is_read_anew_and_two_of_one_name_are_two(mine, tmp_path) -> None:
+    (tmp_path / "best.yaml").write_text("seed: 8\nname: other\n")
+    assert config.compose([f"experiment='{mine}'"]).seed == 5
+    other = config.compose([f"experiment={tmp_path / 'best.yaml'}"])
+    assert (other.seed, other.name, other.choices.model) == (8, "other", "bert_small")
+    mine.write_text("seed: 9\n")
+    assert config.compose([f"experiment='{mine}'"]).seed == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file"),
+        ("", "holds no keys"),
+        ("- a", "holds no keys"),
+        ("seed: [", "can't be read"),
+        ("model: {d_modle: 3}", "did you mean 'd_model'?"),
+        ("defaults: [override /model: bert_tinny]", "did you mean 'bert_tiny'?"),
+        ("hydra: {run: {dir: x}}", "this one sets Hydra's own"),
+    ],
+)
+def test_a_file_that_is_no_experiment(tmp_path, content, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        config.compose([f"experiment={path}"])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_takes_a_file_and_records_what_was_typed(mine, tmp_path) -> None:
+    """`--cfg job` through @hydra.main; command.txt is sys.argv, which composing must leave as it was."""
+    code = (
+        "import sys; from lit_tfm import command_line; from lit_tfm.runs import command\n"
+        "command_line.hydra_verb(lambda cfg: print(cfg.seed, cfg.name, sys.argv[1:]))"
+    )
+    words = [f"experiment={mine}", "model.softcap=30"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == f"5 best {words}\n", done.stderr
+    missing = subprocess.run([sys.executable, "-m", "lit_tfm.train", "experiment=nowhere/best.yaml"], **kept)
+    assert (missing.returncode, missing.stderr) == (
+        2,
+        "error: experiment=nowhere/best.yaml: can't be read: No such file or directory\n",
+    )

@@ -1,4 +1,4 @@
-"""Opening somebody else's config executes nothing: only parts of a run can be named, unless one's own word allows it."""
+"""Opening somebody else's config executes nothing: only parts of a run can be named, unless one types more."""
 
 import os
 import subprocess
