@@ -11,6 +11,8 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from lit_tfm import config
+from lit_tfm.build import build
+from lit_tfm.hardware import choose
 from lit_tfm.search.settings import load
 from lit_tfm.search.supervisor import run_sweep
 from lit_tfm.train import train
@@ -100,6 +102,16 @@ def test_what_is_in_git_was_never_run(path: Path) -> None:
     assert notebook.cells[0].source.startswith("# ")
 
 
+@pytest.mark.parametrize("name", ["quickstart", "scaling_law"])
+def test_runs_as_they_stand_there_can_be_built(name: str, session_cache: Path) -> None:
+    """The small values of this test hide no mistake in those of the notebook."""
+    notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+    given: dict = {}
+    exec(next(cell.source for cell in notebook.cells if cell.cell_type == "code"), given)
+    cfg = config.compose([*given["RUN"], "budget=1e9 flops", f"cache_dir={session_cache}"])
+    assert build(cfg, choose(cfg.trainer)).task.progress.asked is not None
+
+
 def test_every_notebook_is_run() -> None:
     assert {path.stem for path in NOTEBOOKS} == SMALL.keys()
 
@@ -109,7 +121,7 @@ def test_quickstart(run, work: Path) -> None:
     assert "'val/loss'" in texts(done)
     assert kinds(done).count("application/vnd.plotly.v1+json") == 2
     assert texts(done).count("Return the ") == 2
-    assert len(list((work / "outputs" / "char_gpt").iterdir())) == 1
+    assert len(list((work / "outputs" / "pydoc_gpt").iterdir())) == 1
 
 
 def test_compare_runs(run, work: Path) -> None:
