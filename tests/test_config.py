@@ -142,10 +142,8 @@ def test_the_command_line_takes_a_file_and_records_what_was_typed(mine, tmp_path
         "import sys; from lit_tfm import command_line; from lit_tfm.runs import command\n"
         "command_line.hydra_verb(lambda cfg: print(cfg.seed, cfg.name, sys.argv[1:]))"
     )
-    words = [f"experiment={mine}", "model.softcap=30"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    words, kept = [f"experiment={mine}", "model.softcap=30"], {"capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, **kept)
     assert done.stdout == f"5 best {words}\n", done.stderr
     missing = subprocess.run([sys.executable, "-m", "lit_tfm.train", "experiment=nowhere/best.yaml"], **kept)
     assert (missing.returncode, missing.stderr) == (

