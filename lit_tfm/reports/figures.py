@@ -11,7 +11,7 @@ from typing import Any
 from lit_tfm.reports.columns import Column
 from lit_tfm.reports.numbers import setting
 from lit_tfm.reports.page import Figure, label
-from lit_tfm.reports.reading import AXES, place
+from lit_tfm.reports.reading import AXES, Run, place
 from lit_tfm.reports.settings import short_names
 from lit_tfm.reports.tables import COSTS, Comparison, Row, larger_is_better
 from lit_tfm.terminal import visible
@@ -64,17 +64,16 @@ def curve(result: Comparison, name: str) -> Figure:
                 axes[_TITLES[axis]].append(None if None in places else places)
     axes = {title: xs for title, xs in axes.items() if any(xs)}
     layout = _layout(result, label(name)) | {"hovermode": "closest"}
-    if span := _span(result, name):
+    series = [(run, point.value) for run in result.runs for point in run.points.get(name, ())]
+    if span := _span(series):
         layout["yaxis"]["range"] = span
     return Figure({"data": data, "layout": layout}, axes=axes, height=_height(result))
 
 
-def _span(result: Comparison, name: str) -> list[float] | None:
+def _span(series: Sequence[tuple[Run, float]]) -> list[float] | None:
     """Of the values of runs that did not fail, where a failed one would squeeze them; a double click shows all."""
-    kept, failed = [], []
-    for run in result.runs:
-        values = [point.value for point in run.points.get(name, ()) if math.isfinite(point.value)]
-        (failed if run.status == "failed" else kept).extend(values)
+    kept = [value for run, value in series if run.status != "failed" and math.isfinite(value)]
+    failed = [value for run, value in series if run.status == "failed" and math.isfinite(value)]
     if not kept or not failed:
         return None
     low, high = min(kept), max(kept)
@@ -109,6 +108,8 @@ def scatter(result: Comparison, name: str, told: Sequence[Column]) -> Figure | N
     line |= {"line": {"shape": "vh", "width": 1.4, "dash": "dot", "color": "#8a939c"}}
     data = [line, *(_dot(result, row, key, told) for row in rows)]
     layout = _layout(result, f"best {label(name)}") | {"margin": {"t": 20, "r": 30}}
+    if span := _span([(row.run, row.value(key)) for row in rows]):
+        layout["yaxis"]["range"] = span
     return Figure({"data": data, "layout": layout}, axes=axes, height=_height(result))
 
 
@@ -120,7 +121,7 @@ def _dot(result: Comparison, row: Row, key: str, told: Sequence[Column]) -> dict
         "mode": "markers",
         "name": label(_legend(result, row)),
         "y": [row.value(key)],
-        "cliponaxis": False,
+        "cliponaxis": True,
         "marker": {"size": 11, "color": _colour(at, len(result.rows)), "symbol": symbol},
         "error_y": {"type": "data", "array": [row.spread(key)], "thickness": 1, "visible": len(row.runs) > 1},
         "hovertemplate": f"{_hover(row, told, result)}<br>%{{x:.4s}}: %{{y:.5g}}<extra></extra>",

@@ -71,7 +71,7 @@ function themed(layout) {
   delete result.height;
   const names = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key));
   for (const name of new Set(["xaxis", "yaxis", ...names])) {
-    result[name] = { automargin: true, ...layout[name], ...axis };
+    result[name] = { automargin: true, exponentformat: "SI", ...layout[name], ...axis };
   }
   return result;
 }

@@ -144,10 +144,10 @@ def _settings(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
     except FileNotFoundError:
         if not trial:
             run.problems.append("no config.yaml: its settings are not known")
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         run.problems.append(f"config.yaml can't be read ({_reason(error)}): its settings are not known")
     params = trial.get("params")
-    return dict(params) if isinstance(params, dict) else {}
+    return flat(params) if isinstance(params, dict) else {}
 
 
 def _json(run: Run, name: str) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _json(run: Run, name: str) -> dict[str, Any]:
         if isinstance(content, dict):
             return content
         run.problems.append(f"{name} can't be read (it holds no table)")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         run.problems.append(f"{name} can't be read ({_reason(error)})")
     return {}
 

@@ -62,7 +62,10 @@ def _sections(result, found, differences, metrics, command, path) -> list[Sectio
     scatters = [(name, figures.scatter(result, name, found)) for name in result.headline() if name.startswith("val/")]
     if any(figure for _, figure in scatters):
         sections.append(Heading("Cost against quality"))
-        sections.append("No finished run beats one on the dotted line in both. Rings: runs that did not finish.")
+        sections.append(
+            "No finished run beats one on the dotted line in both. Rings: runs that did not finish. "
+            "A double click shows also what lies outside."
+        )
         for name, figure in scatters:
             sections += [Heading(name, 3), figure] if figure else []
     every = columns(result, every=True)

@@ -15,6 +15,7 @@ from lit_tfm.terminal import visible
 _STYLES = {"failed": "red", "pruned": "yellow", "stopped": "yellow", "running": "cyan", "unknown": "red"}
 _WIDEST, _NARROWEST = 30, 15  # of a text, which is folded where it is longer; of a run beside others
 _NOTES = 20
+_BANDS, _MANY = 3, 30  # tables below one another; rows from which on there is only one
 _STANDING = 5  # that many runs may stand side by side
 
 
@@ -45,16 +46,23 @@ def tell(console: Console, notes: Sequence[str]) -> None:
 def show(console: Console, found: Sequence[Column], title: str, standing: bool = True) -> list[str]:
     """Prints the table; the names of the columns that had no room.
 
-    With `standing` a few runs that do not fit as rows stand side by side as columns, one line a figure.
+    With `standing` a few runs that do not fit as rows stand side by side as columns, one line a figure. Of some more
+    the columns that do not fit follow below, the runs' names again before them.
     """
     console.print(f"[italic]{escape(visible(title))}[/]", highlight=False)
-    kept = fitting(found, console.width)
-    few = standing and len(found[0].cells) <= _STANDING
-    if len(kept) < len(found) and few and _room(found, console.width) >= _NARROWEST:
+    run, *rest = found
+    few = standing and len(run.cells) <= _STANDING
+    if few and len(fitting(found, console.width)) < len(found) and _room(found, console.width) >= _NARROWEST:
         console.print(_standing(found, _room(found, console.width)))
         return []
-    console.print(_lying(kept))
-    return [column.whole for column in found if column not in kept]
+    for _ in range(_BANDS if len(run.cells) <= _MANY else 1):
+        kept = fitting([run, *rest], console.width)
+        if len(kept) > 1 or not rest:
+            console.print(_lying(kept))
+        rest = [column for column in rest if column not in kept]
+        if not rest:
+            break
+    return [column.whole for column in rest]
 
 
 def fitting(found: Sequence[Column], width: int) -> list[Column]:

@@ -35,9 +35,14 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Raises ValueError where the file holds no table, and what the yaml reader raises."""
-    with open(path, encoding="utf-8") as file:
-        content = yaml.load(file, Loader=_Loader)
+    """Raises ValueError where the file holds no table, and what the yaml reader raises.
+
+    A run's config has no aliases; a few lines of them can stand for gigabytes, or for themselves.
+    """
+    text = path.read_text(encoding="utf-8")
+    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_Loader)):
+        raise ValueError("it holds aliases, which no run writes")
+    content = yaml.load(text, Loader=_Loader)
     if not isinstance(content, dict):
         raise ValueError("it holds no table")
     return content
@@ -46,7 +51,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """{"model": {"d_model": 4}, "choices": {"model": "gpt"}} -> {"model": "gpt", "model.d_model": 4}; lists as text."""
     chosen = config.get("choices")
-    result = {str(group): choice for group, choice in chosen.items()} if isinstance(chosen, Mapping) else {}
+    result = {str(group): _plain(choice) for group, choice in chosen.items()} if isinstance(chosen, Mapping) else {}
     for key, value in config.items():
         if key not in PLACE and key != "choices":
             _flatten(str(key), value, result)
@@ -57,10 +62,14 @@ def _flatten(key: str, value: Any, into: dict[str, Any]) -> None:
     if isinstance(value, Mapping):
         for name, inner in value.items():
             _flatten(f"{key}.{name}", inner, into)
-    elif isinstance(value, list):
-        into[key] = ", ".join(str(part) for part in value)
     else:
-        into[key] = value
+        into[key] = _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return ", ".join(str(part) for part in value)
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
 
 
 def differing(several: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -177,10 +177,10 @@ def _tell_data_apart(runs: Sequence[Run]) -> None:
     seen: dict[tuple, set[str]] = {}
     for run in runs:
         if run.data.get("hash"):
-            seen.setdefault(_data_settings(run), set()).add(run.data["hash"])
+            seen.setdefault(_data_settings(run), set()).add(str(run.data["hash"]))
     for run in runs:
         if len(seen.get(_data_settings(run), ())) > 1 and run.data.get("hash"):
-            run.settings |= {"data.hash": str(run.data["hash"])[:8], "data.used": run.data.get("name")}
+            run.settings |= {"data.hash": str(run.data["hash"])[:8], "data.used": str(run.data.get("name"))}
 
 
 def _data_settings(run: Run) -> tuple:
@@ -251,10 +251,10 @@ def _sort(result: Comparison, sort: str | None, reverse: bool, best: bool, names
             raise unknown(f"--sort {sort}", sort, names)
         name = meant(name, result.runs, best)
     down = larger_is_better(name, result.runs) != reverse
-    there = [row for row in result.rows if row.get(name) is not None]
+    there = [row for row in result.rows if row.get(name) is not None and row.get(name) == row.get(name)]  # no NaN
     numeric = all(number(row.value(name)) is not None for row in there)
     there.sort(key=lambda row: row.value(name) if numeric else str(row.value(name)), reverse=down)
-    result.rows = there + [row for row in result.rows if row.get(name) is None]
+    result.rows = there + [row for row in result.rows if row not in there]
 
 
 # ---- names and notes -----------------------------------------------------------------------------------------------

@@ -131,15 +131,34 @@ def test_a_broken_summary_hides_nothing_else(content, make) -> None:
         assert run.problems
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"- 1\n- 2", b"a: [", b"\xff\xfe\x00", b"a: &x [*x]\nb: !!python/object:os.system 1"]
-)
+BROKEN = [
+    b"",
+    b"- 1\n- 2",
+    b"a: [",
+    b"\xff\xfe\x00",
+    b"a: !!python/object/apply:os.getcwd []",
+    b"a: &x {b: *x}",
+    b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]",
+]
+
+
+@pytest.mark.parametrize("content", BROKEN)
 def test_a_broken_config_is_named(content, make) -> None:
     folder = make("a")
     (folder / "config.yaml").write_bytes(content)
     run = read_run(folder)
     assert "config.yaml can't be read" in run.problems[0]
     assert run.metrics["val/loss"] > 0
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "data.json", "metrics.csv", "trial.json"])
+def test_a_folder_where_a_file_should_be_is_named(name, make) -> None:
+    folder = make("a")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    run = read_run(folder)
+    assert bool(run.points) == (name != "metrics.csv")
+    assert any(name.partition(".")[0] in problem for problem in run.problems)
 
 
 def test_torn_and_foreign_lines_of_the_csv_are_counted_and_left_out(make) -> None:

@@ -106,6 +106,20 @@ def test_sorting_puts_the_best_first_and_the_unknown_last(make, outputs) -> None
         compare(outputs, sort="val/los")
 
 
+def test_values_that_can_be_nothing_do_not_stop_it(make, outputs) -> None:
+    make("a", {"optimizer.lr": 0.1}, {"val/loss": 2.0})
+    make("b", {"optimizer.lr": 0.2}, {"val/loss": float("nan")})
+    make("c", {"optimizer.lr": 0.3}, {"val/loss": 1.0})
+    strange = make("d", {"optimizer.betas": [0.9, 0.95]}, {"val/loss": float("inf")})
+    (strange / "data.json").write_text('{"hash": ["x"], "name": {}}')
+    with open(strange / "config.yaml", "a") as file:
+        file.write("odd: !!set {x, y}\n1: {2: 3}\n")
+    result = compare(outputs)
+    assert [row.name for row in result.rows] == ["c", "a", "d", "b"]
+    assert columns(result, metrics=["all"])
+    assert records(result)
+
+
 def test_where_picks_runs_before_and_means_after_folding(make, outputs) -> None:
     for seed, loss in ((1, 3.0), (2, 5.0)):
         make(f"s{seed}", {"seed": seed}, {"val/loss": loss})
