@@ -57,12 +57,10 @@ def show_status(given: argparse.Namespace) -> int:
     """Print the table of a running or ended sweep."""
     from rich.console import Console
 
-    from lit_tfm.search.settings import read
+    from lit_tfm.search.looking import look
     from lit_tfm.search.status import table
-    from lit_tfm.search.study import look
 
-    settings = read(given.words, given.config_dir)
-    Console().print(table(settings.folder, look(settings)))
+    Console().print(table(*look(given.words)))
     return 0
 
 

@@ -27,7 +27,7 @@ from lit_tfm.search.holders import GRACE, UNSIGNED, Holder, Observer, sign_of_li
 from lit_tfm.search.outcomes import trial_folder
 from lit_tfm.search.settings import SweepConfig
 from lit_tfm.search.space import Space
-from lit_tfm.search.storage import connect, is_journal, journal_path, reachable, shown
+from lit_tfm.search.storage import connect, is_journal, reachable, shown
 
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
 REPEATS = 30  # draws that only repeat an earlier trial before one is accepted
@@ -342,17 +342,3 @@ def _mixed(*parts: Any) -> int:
 
 def _key(params: dict[str, Any]) -> str:
     return json.dumps(params, sort_keys=True, default=str)
-
-
-def look(settings: SweepConfig) -> optuna.Study:
-    """The study, to be read. Raises UserError where there is none yet; creates nothing."""
-    folder = settings.folder
-    journal = journal_path(settings.storage, folder)
-    there = not is_journal(settings.storage) or journal.exists()
-    if there:
-        storage = connect(settings.storage, folder)
-        with reachable(settings.storage, folder), contextlib.suppress(KeyError):
-            return optuna.load_study(study_name=settings.name, storage=storage)
-    raise UserError(
-        f"{shown(settings.storage, folder)}: there is no sweep {settings.name!r} yet; leave --status out to start"
-    )

@@ -18,6 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 from lit_tfm.search.holders import birth
+from lit_tfm.search.looking import look
 from lit_tfm.search.supervisor import run_sweep
 
 FAST = ("trainer.max_steps=40", "trainer.val_every=4", "data.val_limit=4", "data.batch_size=4", "data.block_size=32",
@@ -102,9 +103,7 @@ def chaos(settings, seed: int, kills: int) -> tuple[Monkey, int]:
 
 
 def check(settings, monkey: Monkey) -> None:
-    from lit_tfm.search.study import look
-
-    trials = look(settings).trials
+    trials = look([f"sweep={settings.folder}"])[1].trials
     assert [trial.number for trial in trials] == list(range(settings.n_trials))
     assert all(trial.state.is_finished() for trial in trials)
     check_failures(settings.folder, trials, endless=settings.trial_timeout is not None)

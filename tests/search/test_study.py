@@ -18,7 +18,7 @@ from lit_tfm.errors import UserError
 from lit_tfm.search import holders
 from lit_tfm.search.holders import Holder, birth, machine
 from lit_tfm.search.storage import FileLock, connect, shown
-from lit_tfm.search.study import SharedStudy, Signature, look, open_study
+from lit_tfm.search.study import SharedStudy, Signature, open_study
 from lit_tfm.search.supervisor import warm_up
 
 GONE = Holder("gone", machine(), 2**22 + 1, 1.0, folder="")  # a process id beyond the largest
@@ -292,13 +292,6 @@ def test_a_journal_where_no_file_can_be(a_sweep, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be kept there"):
         open_study(a_sweep(f"output_dir={tmp_path}/file/sweep"), tmp_path / "file" / "sweep")
-
-
-def test_looking_creates_nothing(a_sweep) -> None:
-    settings = a_sweep()
-    with pytest.raises(UserError, match="there is no sweep 'tried' yet"):
-        look(settings)
-    assert not settings.folder.exists()
 
 
 def test_a_password_is_not_shown(tmp_path: Path) -> None:
