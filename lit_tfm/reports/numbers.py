@@ -42,7 +42,7 @@ def setting(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def shown(key: str, value: Any, spread: float | None = None, is_setting: bool = False) -> str:

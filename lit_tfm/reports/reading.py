@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from lit_tfm.errors import UserError, nearest
-from lit_tfm.reports.settings import flat, load_yaml
+from lit_tfm.reports.settings import flat, load_yaml, scalar
 
 MARKS = ("config.yaml", "summary.json", "metrics.csv", "trial.json")  # one of them makes a folder a run's
 COLUMNS = ("step", "seconds", "tokens", "name", "value")
@@ -138,7 +138,7 @@ def read_run(path: str | Path) -> Run:
 
 
 def _settings(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
-    """config.yaml's; of a trial that never came to have one, its parameters."""
+    """config.yaml's; of a trial that never came to have one, what it was to be given."""
     try:
         return flat(load_yaml(run.path / "config.yaml"))
     except FileNotFoundError:
@@ -146,7 +146,9 @@ def _settings(run: Run, trial: dict[str, Any]) -> dict[str, Any]:
             run.problems.append("no config.yaml: its settings are not known")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         run.problems.append(f"config.yaml can't be read ({_reason(error)}): its settings are not known")
-    params = trial.get("params")
+    overrides = trial.get("overrides")
+    typed = [str(text).partition("=") for text in overrides] if isinstance(overrides, list) else []
+    params = {key: scalar(value) for key, _, value in typed} or trial.get("params")
     return flat(params) if isinstance(params, dict) else {}
 
 

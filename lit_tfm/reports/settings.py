@@ -48,6 +48,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def scalar(text: str) -> Any:
+    """The value of `key=text`."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+
+
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
     """{"model": {"d_model": 4}, "choices": {"model": "gpt"}} -> {"model": "gpt", "model.d_model": 4}; lists as text."""
     chosen = config.get("choices")
