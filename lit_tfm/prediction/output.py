@@ -120,8 +120,12 @@ class Output:
         write_text(self.progress, json.dumps(state, indent=1) + "\n")
 
     def finish(self) -> None:
-        self.file.close()
+        """All rows are there."""
+        self.close()
         self.progress.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self.file.close()
 
 
 class Stdout:
@@ -136,4 +140,7 @@ class Stdout:
         sys.stdout.buffer.flush()
 
     def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass

@@ -83,6 +83,8 @@ def _table(given: Namespace, path: Path, name: str | None) -> None:
         if given.output:
             tell(f"stopped after {sink.rows:,} of {count:,} texts; the same command goes on")
         raise SystemExit(130) from None
+    finally:
+        sink.close()
     tell_counts(predictor)
     if given.output:
         tell(f"{count:,} texts: {given.output}")
