@@ -13,7 +13,8 @@ from typing import Any
 import optuna
 
 from lit_tfm.errors import UserError, nearest
-from lit_tfm.search.space import Choice, Divisor, Entry, Number, Space, label, name_of
+from lit_tfm.search.entries import Choice, Divisor, Entry, Number, label, name_of
+from lit_tfm.search.space import Space
 
 GRID = "optuna.samplers.GridSampler"
 LARGEST_GRID = 10_000  # points

@@ -17,8 +17,6 @@ one is drawn. The sampler thus learns about head sizes across all widths, from o
 condition over a key that is itself not drawn does not hold.
 """
 
-import ast
-import json
 import random
 import re
 from collections import Counter
@@ -26,99 +24,30 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lit_tfm.errors import UserError, nearest
 from lit_tfm.search.composer import Composer, word
+from lit_tfm.search.entries import (
+    Choice,
+    Constant,
+    Derived,
+    Divisor,
+    Entry,
+    Number,
+    as_json,
+    name_of,
+    normal,
+    prefixed,
+    read_entry,
+    told,
+)
 from lit_tfm.search.expressions import Expression, is_number
+from lit_tfm.search.keys import Keys
 
 COSTS = ("parameters", "flops_per_token")
 DRAWS = 200  # configurations looked at before a space is called infeasible
-_DIVISORS = re.compile(r"divisors of ([\w.]+)(?: with head size in \[([^\]]*)\])?")
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
-_WORD = re.compile(r"\w+")
-_FORMS = "{low, high}, {choices}, arithmetic such as 4 * model.d_model, or divisors of KEY with head size in [32, 64]"
-
-
-@dataclass(frozen=True)
-class Number:
-    """Whole if `low`, `high` and `step` are."""
-
-    key: str
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-    when: Expression | None = None
-
-    def draw(self, trial, name: str) -> float:
-        if isinstance(self.low, int):
-            return trial.suggest_int(name, self.low, self.high, log=self.log, step=self.step or 1)
-        return trial.suggest_float(name, self.low, self.high, log=self.log, step=self.step)
-
-    def plain(self) -> dict[str, Any]:
-        return {"low": self.low, "high": self.high, "log": self.log, "step": self.step}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several values. Lists are drawn by their text, which Optuna can store."""
-
-    key: str
-    choices: tuple[Any, ...]
-    when: Expression | None = None
-
-    def draw(self, trial, name: str) -> Any:
-        return trial.suggest_categorical(name, [label(choice) for choice in self.choices])
-
-    def value(self, drawn: Any) -> Any:
-        return next((choice for choice in self.choices if label(choice) == drawn), drawn)
-
-    def plain(self) -> dict[str, Any]:
-        return {"choices": list(self.choices)}
-
-
-@dataclass(frozen=True)
-class Divisor:
-    """`of` divided by a head size, which is what is drawn."""
-
-    key: str
-    of: str
-    sizes: tuple[int, ...]
-    when: Expression | None = None
-
-    def draw(self, trial, name: str) -> int:
-        return trial.suggest_categorical(name, list(self.sizes))
-
-    def plain(self) -> dict[str, Any]:
-        return {"divisors of": self.of, "head size": list(self.sizes)}
-
-
-@dataclass(frozen=True)
-class Derived:
-    """Computed from other keys; nothing is drawn."""
-
-    key: str
-    expression: Expression
-    when: Expression | None = None
-
-    def plain(self) -> dict[str, Any]:
-        return {"value": _normal(self.expression)}
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A value that is set where its condition holds."""
-
-    key: str
-    constant: Any
-    when: Expression | None = None
-
-    def plain(self) -> dict[str, Any]:
-        return {"value": self.constant}
-
-
-Entry = Number | Choice | Divisor | Derived | Constant
 
 
 @dataclass
@@ -143,10 +72,10 @@ class Space:
             raise UserError(
                 "space: nothing to search; give keys of the config, e.g. optimizer.lr: {low: 1e-4, high: 1e-2}"
             )
-        self._keys = _Keys(raw, composer)
+        self._keys = Keys(raw, composer)
         entries = {str(key): read_entry(str(key), entry, self._keys) for key, entry in raw.items()}
         self.entries: dict[str, Entry] = _ordered(entries, composer)
-        self.constraints = [_constraint(text, _Keys(raw, composer, COSTS)) for text in constraints]
+        self.constraints = [_constraint(text, Keys(raw, composer, COSTS)) for text in constraints]
         self._check_keys()
         self._check_words()
 
@@ -192,7 +121,7 @@ class Space:
             if entry.when is not None and not self._holds(entry.when, state):
                 state.inactive.add(key)
             elif isinstance(entry, Derived):
-                state.values[key] = _prefixed(key, lambda e=entry, f=lookup: e.expression.evaluate(f))
+                state.values[key] = prefixed(key, lambda e=entry, f=lookup: e.expression.evaluate(f))
             elif isinstance(entry, Constant):
                 state.values[key] = entry.constant
             elif isinstance(entry, Divisor):
@@ -347,8 +276,8 @@ class Space:
 
     def fingerprint(self) -> dict[str, Any]:
         """Plain values that differ where two spaces do; the order of keys and the way of writing don't count."""
-        told = {f"space.{key}": _told(entry) for key, entry in sorted(self.entries.items())}
-        return {**told, "constraints": sorted(map(_normal, self.constraints))}
+        entries = {f"space.{key}": told(entry) for key, entry in sorted(self.entries.items())}
+        return {**entries, "constraints": sorted(map(normal, self.constraints))}
 
     @staticmethod
     def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -356,122 +285,18 @@ class Space:
         lines = []
         for key in [*old, *(key for key in new if key not in old)]:
             if key not in new:
-                lines.append(f"{key}: {_json(old[key])} -> not there")
+                lines.append(f"{key}: {as_json(old[key])} -> not there")
             elif key not in old:
-                lines.append(f"{key}: not there -> {_json(new[key])}")
-            elif _json(old[key]) != _json(new[key]):
-                lines.append(f"{key}: {_json(old[key])} -> {_json(new[key])}")
+                lines.append(f"{key}: not there -> {as_json(new[key])}")
+            elif as_json(old[key]) != as_json(new[key]):
+                lines.append(f"{key}: {as_json(old[key])} -> {as_json(new[key])}")
         return lines
 
 
-# ---- reading an entry ------------------------------------------------------------------------------------------------
+# ---- order ----------------------------------------------------------------------------------------------------------
 
 
-def read_entry(key: str, raw: Any, keys: "_Keys") -> Entry:
-    """One entry of the yaml. Raises UserError, in one line that begins with `space.KEY`, for what is none."""
-    given = dict(raw) if isinstance(raw, Mapping) else {"value": raw}
-    when = _prefixed(key, lambda: Expression(given["when"], keys, condition=True)) if "when" in given else None
-    body = {str(name): value for name, value in given.items() if name != "when"}
-    if not isinstance(raw, Mapping) and not isinstance(raw, str):
-        raise UserError(
-            f"space.{key}: {raw} is no entry; write {_FORMS}; a value that stays goes to fixed: {key}={raw}"
-        )
-    kinds = {"low": ("low", "high", "log", "step"), "choices": ("choices",), "value": ("value",)}
-    kind = next((kind for kind, names in kinds.items() if set(names) & set(body)), None)
-    if kind is None or any(name not in kinds[kind] for name in body):
-        offered = [name for names in kinds.values() for name in names] + ["when"]
-        near = nearest(next((name for name in body if name not in offered), ""), offered)
-        raise UserError(f"space.{key}: {_json(dict(given))} is no entry{near}; write {_FORMS}")
-    if kind == "low":
-        return _number(key, body, when)
-    if kind == "choices":
-        return _choice(key, body["choices"], when)
-    return _value(key, body["value"], when, keys)
-
-
-def _number(key: str, body: dict[str, Any], when: Expression | None) -> Number:
-    low, high, log, step = body.get("low"), body.get("high"), body.get("log", False), body.get("step")
-
-    def refuse(reason: str) -> UserError:
-        return UserError(f"space.{key}: {reason}")
-
-    for name, value in (("low", low), ("high", high), *((("step", step),) if step is not None else ())):
-        if not is_number(value):
-            raise refuse(f"{name}={value}: a number is needed, e.g. {{low: 1e-4, high: 1e-2, log: true}}")
-    if not isinstance(log, bool):
-        raise refuse(f"log={log}: write true or false")
-    if low >= high:
-        raise refuse(f"low={low:g}, high={high:g}: an empty range; low must be below high")
-    if log and low <= 0:
-        raise refuse(f"log: true needs low above 0, not {low:g}")
-    if log and step is not None:
-        raise refuse("step and log exclude each other; leave one out, or list the values as choices")
-    if step is not None and step <= 0:
-        raise refuse(f"step={step:g}: must be above 0")
-    if all(isinstance(value, int) for value in (low, high, *([step] if step is not None else []))):
-        _check_step(key, low, high, step or 1)
-        return Number(key, low, high, log, step, when)
-    if step is not None:
-        _check_step(key, low, high, step)
-    return Number(key, float(low), float(high), log, None if step is None else float(step), when)
-
-
-def _check_step(key: str, low: float, high: float, step: float) -> None:
-    times = (high - low) / step
-    if abs(times - round(times)) > 1e-6 or round(times) < 1:
-        last = low + int(times) * step
-        near = f"high={last:g} or {last + step:g}" if int(times) else f"high={low + step:g}"
-        raise UserError(
-            f"space.{key}: high={high:g} is no whole number of steps of {step:g} above low={low:g}; type {near}"
-        )
-
-
-def _choice(key: str, choices: Any, when: Expression | None) -> Choice:
-    if not isinstance(choices, (list, tuple)) or not choices:
-        raise UserError(f"space.{key}: choices={_json(choices)}: a list with at least one value is needed")
-    kinds = {_kind_of(choice) for choice in choices} - {"null"}
-    if len(kinds) > 1:
-        raise UserError(
-            f"space.{key}: choices={_json(choices)} are of mixed type ({', '.join(sorted(kinds))}); "
-            "give numbers, or texts, or true and false"
-        )
-    if "mapping" in kinds:
-        raise UserError(
-            f"space.{key}: choices={_json(choices)}: numbers, texts, true and false, null or lists are needed"
-        )
-    labels = [label(choice) for choice in choices]
-    if len({(type(label) is bool, label) for label in labels}) < len(labels):
-        raise UserError(f"space.{key}: choices={_json(choices)}: a value stands there twice")
-    return Choice(key, tuple(choices), when)
-
-
-def _value(key: str, value: Any, when: Expression | None, keys: "_Keys") -> Entry:
-    text = " ".join(str(value).split())
-    if not isinstance(value, str) or (_WORD.fullmatch(text) and text not in keys):
-        if when is None:
-            raise UserError(f"space.{key}: {text} is one value only; what stays the same goes to fixed: {key}={text}")
-        return Constant(key, value, when)
-    if text.startswith("divisors"):
-        return _divisor(key, text, when, keys)
-    return Derived(key, _prefixed(key, lambda: Expression(text, keys)), when)
-
-
-def _divisor(key: str, text: str, when: Expression | None, keys: "_Keys") -> Divisor:
-    found = _DIVISORS.fullmatch(text)
-    if not found or not found[2]:
-        raise UserError(f"space.{key}: {text!r}: write divisors of model.d_model with head size in [32, 64, 128]")
-    if found[1] not in keys:
-        raise UserError(f"space.{key}: {found[1]}: no such key{nearest(found[1], keys)}")
-    try:
-        sizes = tuple(int(size) for size in found[2].split(","))
-    except ValueError:
-        raise UserError(f"space.{key}: head size in [{found[2]}]: whole numbers are needed") from None
-    if min(sizes) < 1 or len(set(sizes)) < len(sizes):
-        raise UserError(f"space.{key}: head size in [{found[2]}]: different whole numbers from 1 on are needed")
-    return Divisor(key, found[1], sizes, when)
-
-
-def _constraint(text: Any, keys: "_Keys") -> Expression:
+def _constraint(text: Any, keys: Keys) -> Expression:
     try:
         return Expression(text, keys, condition=True)
     except UserError as error:
@@ -505,54 +330,11 @@ def _cycle(left: dict[str, Entry]) -> str:
     return " -> ".join(path[path.index(path[-1]) :])
 
 
-# ---- small parts -----------------------------------------------------------------------------------------------------
-
-
-def name_of(entry: Entry) -> str:
-    """What Optuna calls it."""
-    return f"{entry.key}/head_size" if isinstance(entry, Divisor) else entry.key
-
-
 def _divided(number: Any, size: int) -> float:
     """Whole where it divides; `why_not` refuses the rest."""
     if not is_number(number):
         raise UserError(f"{number!r} can't be divided into heads of {size}")
     return number // size if number % size == 0 else number / size
-
-
-def _prefixed(key: str, work: Callable[[], Any]) -> Any:
-    try:
-        return work()
-    except UserError as error:
-        raise UserError(f"space.{key}: {error}") from error
-
-
-def label(choice: Any) -> Any:
-    """What Optuna stores for a choice: it takes no lists."""
-    return _json(choice) if isinstance(choice, (list, tuple)) else choice
-
-
-def _kind_of(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, (int, float)):
-        return "number"
-    return "text" if isinstance(value, str) else "mapping" if isinstance(value, Mapping) else "list"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)
-
-
-def _told(entry: Entry) -> dict[str, Any]:
-    return entry.plain() | ({"when": _normal(entry.when)} if entry.when else {})
-
-
-def _normal(expression: Expression) -> str:
-    """The same text however it was spaced and bracketed."""
-    return ast.unparse(ast.parse(" ".join(expression.text.split()), mode="eval"))
 
 
 def _shown(value: Any) -> str:
@@ -566,57 +348,6 @@ def _nearer(constraint: str, one: str, other: str) -> str:
     numbers = [float((_NUMBER.findall(reason) or ["0"])[-1].replace(",", "")) for reason in (one, other)]
     closer = numbers[1] > numbers[0] if ">" in constraint else numbers[1] < numbers[0]
     return other if closer else one
-
-
-# ---- keys of the config ----------------------------------------------------------------------------------------------
-
-
-class _Keys:
-    """The words an expression may read: the keys of the space, those the config holds, its groups, and `more`."""
-
-    def __init__(self, raw: Mapping[str, Any], composer: Composer, more: tuple[str, ...] = ()) -> None:
-        self.composer = composer
-        self._names = {*map(str, raw), *more}
-
-    def __contains__(self, name: str) -> bool:
-        if name in self._names or name in self.composer.groups:
-            return True
-        return "." in name and (name in self._config_keys() or self._parameter(name))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([*self._names, *self.composer.groups, *self._config_keys()])
-
-    def _config_keys(self) -> set[str]:
-        return set(flat(self.composer.base({})))
-
-    def _parameter(self, name: str) -> bool:
-        """Whether it can be given to a part, though no yaml names it."""
-        try:
-            self.composer.check_key(name, {})
-        except UserError:
-            return False
-        return True
-
-    def value(self, name: str, chosen: Mapping[str, Any], cfg: DictConfig | None = None) -> Any:
-        """What the config itself holds: a group's option, a key's value, or what the model's config derives."""
-        if name in self.composer.groups:
-            return self.composer.choices(chosen).get(name)
-        cfg = cfg if cfg is not None else self.composer.base(chosen)
-        value = OmegaConf.select(cfg, name)
-        if value is None and name.startswith("model."):
-            from lit_tfm.search.cost import model_config  # optional: torch
-
-            value = getattr(model_config(cfg), name.partition(".")[2], None)
-        return value
-
-
-def flat(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of all leaves."""
-    for key, value in node.items_ex(resolve=False):
-        if isinstance(value, DictConfig):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 class Draw:
