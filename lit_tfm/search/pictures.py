@@ -126,6 +126,7 @@ def of_objective(study: optuna.Study, objective: Objective) -> list[Picture]:
     none = None if complete else "No trial has been completed."
     common = {"target": objective.target, "target_name": objective.name}
     importance = _importances(study, objective, complete, varied)
+    which = "first" if importance.why_not else "most important"
     chosen = contoured(study, objective, varied, importance.why_not is None)
     searched = None if names else "No parameter was searched."
     return [
@@ -165,7 +166,7 @@ def of_objective(study: optuna.Study, objective: Objective) -> list[Picture]:
             lambda: interactive.plot_contour(study, params=chosen, **common),
             lambda: contours.draw(study, chosen, objective.target, objective.name),
             "Between the points the colour is interpolated."
-            + (f" Of {len(varied)} parameters the {CONTOURED} first." if len(varied) > CONTOURED else ""),
+            + (f" Of {len(varied)} parameters the {CONTOURED} {which}." if len(varied) > CONTOURED else ""),
             420 if len(chosen) == 2 else 760,
         ),
     ]

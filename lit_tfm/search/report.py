@@ -96,7 +96,7 @@ def _head(folder: Path, study, plain: dict, trials: list[Outcome], ranked: list[
     if len(names) > 1:
         parts.append(f"{len(ranked)} trials are beaten by no other in every objective:")
         rows = [
-            [_numbered(trial), *trial.values, *(_cell(trial.searched.get(key)) for key in best.searched)]
+            [_numbered(trial), *map(_value, trial.values), *(_cell(trial.searched.get(key)) for key in best.searched)]
             for trial in ranked
         ]
         parts.append(Table(["trial", *names, *best.searched], rows))
@@ -116,7 +116,7 @@ def _trials(trials: list[Outcome], names: list[str]) -> list[Section]:
     rows = []
     for trial in begun:
         summary = read_json(trial.runs[-1] / "summary.json")
-        values = [*trial.values, *[None] * (len(names) - len(trial.values))]
+        values = [*map(_value, trial.values), *[None] * (len(names) - len(trial.values))]
         if trial.state == "pruned" and trial.reported and len(names) == 1:
             last = trial.reported[max(trial.reported)]
             values = [Cell(status.number_text(last), last, "at the rung where it was pruned")]
@@ -163,6 +163,10 @@ def _settings(folder: Path) -> list[Section]:
 
 def _numbered(trial: Outcome) -> Cell:
     return Cell(str(trial.number), trial.number, "its folder", f"trials/{trial.folder.name}/")
+
+
+def _value(reached: float) -> Cell:
+    return Cell(status.number_text(reached), reached)
 
 
 def _cell(value: Any) -> Cell | None:

@@ -71,8 +71,8 @@ def _head(study, settings: dict, trials: list[Outcome], names: dict[str, str], n
             grid.add_row("best", Text(f"{len(ranked)} trials that no other beats in every objective"))
     elif ranked:
         best = ranked[0]
-        text = Text(number_text(best.values[0]), style="bold")
-        grid.add_row("best", text.append(f" in trial {best.number}: {params_text(best.searched, names)}", style="none"))
+        where = f" in trial {best.number}: {params_text(best.searched, names)}"
+        grid.add_row("best", Text.assemble((number_text(best.values[0]), "bold"), where))
     elif any(trial.state in FINISHED for trial in trials):
         grid.add_row("best", Text("none yet: no trial has been completed"))
     grid.add_row("time", Text(time_text(trials, settings, now)))
@@ -146,18 +146,21 @@ def _best(study, settings: dict, ranked: list[Outcome], names: dict[str, str]) -
 
 
 def _failures(failed: list[Outcome]) -> Table:
-    made = _table("failed", ("trial", "attempts", "reason"), right=(0, 1))
-    for trial in failed[-FAILURES_SHOWN:]:
-        reason = trial.reason or "no reason was recorded"
-        made.add_row(str(trial.number), str(trial.attempts), Text(visible(reason, 200)))
-    if len(failed) > FAILURES_SHOWN:
-        made.caption = f"and {len(failed) - FAILURES_SHOWN} before; the report lists all"
+    """By reason, the latest first: a hundred trials may have failed for one."""
+    made = _table("failed", ("trials", "last", "reason"), right=(0, 1))
+    reasons: dict[str, list[int]] = {}
+    for trial in reversed(failed):
+        reasons.setdefault(trial.reason or "no reason was recorded", []).append(trial.number)
+    for reason, numbers in list(reasons.items())[:FAILURES_SHOWN]:
+        made.add_row(str(len(numbers)), str(numbers[0]), Text(visible(reason, 200)))
+    if len(reasons) > FAILURES_SHOWN:
+        made.caption = f"and {len(reasons) - FAILURES_SHOWN} other reasons; the report lists all"
         made.caption_justify = "left"
     return made
 
 
 def _table(title: str, columns: Sequence[str], right: Sequence[int]) -> Table:
-    made = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    made = Table(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     made.title_justify, made.title_style = "left", "bold cyan"
     to_the_right = {place % len(columns) for place in right}
     for place, column in enumerate(columns):

@@ -246,7 +246,7 @@ def test_an_infinite_loss_does_no_harm(tmp_path: Path) -> None:
             intermediate_values={100: float("nan"), 200: float("inf")},
         )
     )
-    assert "Best: val/loss 5.0000" in Seen(report.write(tmp_path, study).read_text()).text
+    assert "Best: val/loss 5.0000" in Seen(report.html(report.read(tmp_path, study))).text
 
 
 def test_an_old_report_is_replaced(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_an_old_report_is_replaced(tmp_path: Path) -> None:
 def test_whoever_calls_finds_matplotlib_as_it_was(tmp_path: Path) -> None:
     matplotlib.use("svg")
     grid = matplotlib.rcParams["axes.grid"]
-    report.write(tmp_path, sweep(tmp_path, "CC"))
+    report.write(tmp_path, sweep(tmp_path, "C"))
     assert matplotlib.get_backend() == "svg"
     assert matplotlib.rcParams["axes.grid"] == grid
     assert not matplotlib.pyplot.get_fignums()

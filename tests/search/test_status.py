@@ -134,6 +134,16 @@ def test_a_folder_without_a_word_in_it_still_has_a_table(tmp_path: Path) -> None
     assert "no reason was recorded" in text
 
 
+def test_failures_are_told_by_reason(tmp_path: Path) -> None:
+    settings(tmp_path)
+    study = study_of()
+    for number in range(9):
+        add(study, tmp_path, "FAIL", reason="time-out" if number % 4 else f"crashed: {number}")
+    rows = [line.split() for line in shown(tmp_path, study).split("reason")[1].splitlines()[2:] if line.split()]
+    assert rows[:2] == [["1", "8", "crashed:", "8"], ["6", "7", "time-out"]]
+    assert rows[2:] == [["1", "4", "crashed:", "4"], ["1", "0", "crashed:", "0"]]
+
+
 def test_several_objectives_show_the_front(tmp_path: Path) -> None:
     settings(tmp_path, metric=["val/loss", "parameters"], direction=["minimize", "minimize"])
     study = study_of(directions=["minimize", "minimize"])
