@@ -229,6 +229,13 @@ def test_dry_run_does_a_step_and_writes_nothing(run, masked, tmp_path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_may_have_neither_loggers_nor_callbacks(run, masked) -> None:
+    result = run(*masked, "logger=[]", "callbacks=[]")
+    assert result.status == "finished"
+    assert rows_of(result.folder)
+    assert not list(result.folder.glob("events*"))
+
+
 def test_the_test_split_is_measured_with_the_best_checkpoint(run, masked) -> None:
     result = run(*masked, "test=true")
     assert math.isfinite(result.metrics["test/loss"])

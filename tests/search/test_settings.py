@@ -393,3 +393,28 @@ def test_a_package_that_is_missing_is_named(sweep, monkeypatch, name: str, packa
     plain = BASE.replace("divisors of model.d_model with head size in [32, 64]", "model.d_model / 64")
     with pytest.raises(UserError, match=re.escape(f"{name} needs the package {package}: pip install {package}")):
         sweep(f"{what}={{_target_:optuna.{what}s.{name}}}", yaml=plain)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["budget=2e6 tokens"], 200_000),
+        (["budget=90s"], 9_000),  # milliseconds
+        (["fixed.debug=limit"], 100),  # no budget: thousandths
+    ],
+)
+def test_resources_of_a_pruner_may_be_shares_of_a_trial(sweep, words, expected) -> None:
+    halving = "pruner={_target_:optuna.pruners.SuccessiveHalvingPruner,min_resource:0.1}"
+    assert sweep(*words, halving).build_pruner()._min_resource == expected
+    whole = "pruner={_target_:optuna.pruners.SuccessiveHalvingPruner,min_resource:7}"
+    assert sweep(*words, whole).build_pruner()._min_resource == 7
+    nested = "pruner={_target_:optuna.pruners.PatientPruner,patience:1,wrapped_pruner:"
+    nested += "{_target_:optuna.pruners.MedianPruner,n_warmup_steps:0.1}}"
+    assert sweep(*words, nested).build_pruner()._wrapped_pruner._n_warmup_steps == expected
+    hyperband = sweep(*words, "pruner={_target_:optuna.pruners.HyperbandPruner,min_resource:0.1}").build_pruner()
+    assert hyperband._max_resource == 10 * expected
+
+
+def test_a_share_of_what_is_not_known_is_refused(sweep) -> None:
+    with pytest.raises(UserError, match=r"pruner.min_resource=0.1: a share of a trial needs a budget"):
+        sweep("pruner={_target_:optuna.pruners.SuccessiveHalvingPruner,min_resource:0.1}")
