@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 from lightning import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lit_tfm.callbacks.tensorboard import boards
 from lit_tfm.tasks.base import Task
 
 MOST_WRITTEN = 20  # labels up to which the cells hold numbers; beyond, colours only
@@ -30,11 +30,10 @@ class ConfusionPicture(Callback):
         matrix = getattr(task, "confusion", {}).get(stage)
         if matrix is None or not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                with task.progress.paused():
-                    figure = draw(matrix.numpy(), task.facts.labels)
-                    logger.experiment.add_figure(f"pictures/confusion_{stage}", figure, trainer.global_step)
+        for logger in boards(trainer):
+            with task.progress.paused():
+                figure = draw(matrix.numpy(), task.facts.labels)
+                logger.experiment.add_figure(f"pictures/confusion_{stage}", figure, trainer.global_step)
 
 
 def draw(matrix: np.ndarray, labels: tuple[str, ...]) -> Figure:

@@ -40,6 +40,10 @@ def gathered(task: Task, look: Callable[[], T]) -> T:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A parameter on every rank in full, detached. Collective under FSDP2."""
+    """A copy of a parameter, in full on every rank. Collective under FSDP2.
+
+    Trap: a gathered parameter is a plain tensor, and FSDP2 frees its storage later; numpy on a CPU would share that
+    storage, and what is shared can't be freed.
+    """
     tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()

@@ -8,7 +8,7 @@ from lightning import Callback, Trainer
 
 from lit_tfm.callbacks.attention import visible
 from lit_tfm.callbacks.gathered import looking, whole
-from lit_tfm.callbacks.tensorboard import boards
+from lit_tfm.callbacks.tensorboard import boards, of_a_trial
 from lit_tfm.tasks.base import Task
 
 FOLDER = "projector"
@@ -25,8 +25,8 @@ COUNTED = 5_000_000  # tokens of the training data that frequency is judged by
 class Projector(Callback):
     """Embeddings of the `count` most frequent tokens, at the first validation, every `every`th, and the run's end.
 
-    Written into the run folder's `projector/`, about 8 bytes a number, each time over the last. Does nothing without
-    TensorBoard.
+    Written into the run folder's `projector/`, about 8 bytes a number, each time over the last. Not for the trials of a
+    sweep, of which there may be thousands; nor without TensorBoard.
     """
 
     def __init__(self, count: int = 1000, every: int = 5) -> None:
@@ -48,8 +48,9 @@ class Projector(Callback):
         counts = frequencies(trainer, len(table))
         ids = most_frequent(counts, self.count)
         names = [visible(task.facts.tokenizer.token(i)) for i in ids]
-        for logger in boards(trainer):
-            write(Path(logger.log_dir), table[ids], names, counts[ids])
+        for folder in (Path(logger.log_dir) for logger in boards(trainer)):
+            if not of_a_trial(folder):
+                write(folder, table[ids], names, counts[ids])
 
 
 def frequencies(trainer: Trainer, vocabulary: int) -> np.ndarray:

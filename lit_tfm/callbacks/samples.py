@@ -9,11 +9,11 @@ import html
 import re
 from functools import partial
 
-import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
+from lit_tfm.callbacks.gathered import looking
+from lit_tfm.callbacks.tensorboard import boards
 from lit_tfm.generation.decode import decode
 from lit_tfm.generation.sampling import Sampling
 from lit_tfm.tasks.base import Task
@@ -41,17 +41,17 @@ class Samples(Callback):
         batch, self._batch = self._batch, None
         if batch is None:
             return
-        with pl_module.progress.paused(), torch.no_grad(), trainer.precision_plugin.forward_context():
+        with looking(trainer, pl_module):
             pairs = sample(pl_module, batch, self.sampling, self.count)
         if trainer.is_global_zero:
-            for logger in _boards(trainer):
+            for logger in boards(trainer):
                 logger.experiment.add_text("samples", markdown(pairs), trainer.global_step)
 
     @staticmethod
     def _wanted(trainer: Trainer, task: Task) -> bool:
         # Loggers are the same on all ranks, so this is decided alike on all of them.
         return (
-            trainer.state.fn == "fit" and not trainer.sanity_checking and hasattr(task, "samples") and _boards(trainer)
+            trainer.state.fn == "fit" and not trainer.sanity_checking and hasattr(task, "samples") and boards(trainer)
         )
 
 
@@ -67,10 +67,6 @@ def sample(task: Task, batch: dict, sampling: Sampling, count: int) -> list[tupl
     return task.samples(
         batch, partial(decode, sampling=sampling, stop_id=stop, pad_id=padding, lockstep=sharded), limit=count
     )
-
-
-def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def markdown(pairs: list[tuple[str, str]]) -> str:

@@ -25,6 +25,13 @@ def test_the_final_embeddings_are_in_the_run_folder(fit, tmp_path):
     assert sorted(path.name for path in (tmp_path / "projector").iterdir()) == ["tokens.tsv", "vectors.tsv"]
 
 
+def test_trials_of_a_sweep_have_none(fit, tmp_path):
+    (tmp_path / "trial.json").write_text("{}")
+    fit("masked_lm", tmp_path, Projector(count=7))
+    assert not (tmp_path / "projector").exists()
+    assert not (tmp_path / "projector_config.pbtxt").exists()
+
+
 @pytest.mark.parametrize("names", [["a\tb", "c\nd", "<script>alert(1)</script>", '"', "", " ", "\r", "\x00"]])
 def test_a_name_is_one_cell(names, tmp_path):
     shown = [projector.visible(name) for name in names]
