@@ -4,6 +4,7 @@ The study knows numbers, states, values and parameters; `trials/0007/trial.json`
 folder how far a trial is. Nothing here writes, and nothing needs torch, so that `--status` answers at once.
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -183,8 +184,8 @@ def curve(run: Path, metric: str) -> list[Point]:
             for row in csv.reader(file):
                 if len(row) == 5 and row[3] == metric and (point := _point(row)):
                     points.append(point)
-    except OSError:
-        return []
+    except (OSError, csv.Error):
+        return points
     return points
 
 
@@ -199,9 +200,11 @@ def last_line(run: Path) -> Point | None:
     except OSError:
         return None
     whole = text[: text.rfind("\n") + 1].splitlines()
-    for row in csv.reader(reversed(whole)):
-        if len(row) == 5 and (point := _point(row)):
-            return point
+    for line in reversed(whole):
+        with contextlib.suppress(csv.Error):  # a zero byte, say
+            row = next(csv.reader([line]), [])
+            if len(row) == 5 and (point := _point(row)):
+                return point
     return None
 
 
@@ -246,7 +249,8 @@ def _bounds(config: Path, changed: int) -> dict[str, float]:
     """Where a run ends: {"steps": 100, "tokens": 2e6 ...}, from its config.yaml."""
     content = read_yaml(config)
     bounds = {}
-    steps = (content.get("trainer") or {}).get("max_steps")
+    trainer = content.get("trainer")
+    steps = trainer.get("max_steps") if isinstance(trainer, dict) else None
     if isinstance(steps, int) and steps > 0:
         bounds["steps"] = float(steps)
     return bounds | budget_bound(content.get("budget"))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from lit_tfm.search import outcomes, status
+from lit_tfm.search.holders import Holder, birth, machine
+from lit_tfm.search.storage import connect
 
 NOON = datetime(2026, 11, 22, 12, 0)
 SPACE = {
@@ -116,6 +119,36 @@ def test_the_share_of_a_trial_of_several_seeds(tmp_path: Path) -> None:
     assert outcomes.share_done(trial, seeds=5) == pytest.approx(0.5)
 
 
+def test_a_trial_whose_worker_is_gone_is_told_apart(tmp_path: Path) -> None:
+    settings(tmp_path)
+    study = study_of()
+    gone = Holder("w", machine(), pid=2**22 - 1, birth=1.0, folder=str(tmp_path), attempt=3)
+    here = Holder("w", machine(), pid=os.getpid(), birth=birth(os.getpid()), folder=str(tmp_path))
+    for holder in (gone, here, replace(here, released=True)):
+        add(study, tmp_path, "RUNNING")
+        number = len(study.trials) - 1
+        study._storage.set_trial_user_attr(study.trials[number]._trial_id, "holder", holder.record())
+    found = outcomes.outcomes(tmp_path, study)
+    assert [trial.interrupted for trial in found] == [True, False, True]
+    assert [trial.attempts for trial in found] == [3, 1, 1]
+    assert " ".join(shown(tmp_path, study).split()).count("goes on with it)") == 2
+
+
+def test_broken_files_do_no_harm(tmp_path: Path) -> None:
+    """A disk was full, or somebody edited: what can be told is told."""
+    settings(tmp_path, rungs="x", seeds=3, workers=None, timeout=[])
+    study = study_of()
+    contents = [b"", b"\x00\xff", b"[]", b"{", b"1,2,3,4,5\n1,x,3,name,\x00\n", b"trainer: 7\nbudget: {}\n"]
+    for place, content in enumerate(contents):
+        run = add(study, tmp_path, "RUNNING", reported={100: float("nan")})
+        for name in ("trial.json", "summary.json", "config.yaml", "metrics.csv"):
+            (run / name).write_bytes(content)
+        if place % 2:
+            (run / "metrics.csv").write_bytes(b"step,seconds,tokens,name,value\n5,1.0,50,val/loss,2.5\n" + content)
+        assert outcomes.curve(run, "val/loss")[:1] in ([], [outcomes.Point(5, 1.0, 50, 2.5)])
+    assert "6 running" in shown(tmp_path, study)
+
+
 def test_before_anything_has_ended(tmp_path: Path) -> None:
     settings(tmp_path)
     study = study_of()
@@ -198,8 +231,17 @@ def test_durations_as_a_person_says_them() -> None:
     assert {seconds: status.duration(seconds) for seconds in said} == said
 
 
-def test_it_starts_without_torch(tmp_path: Path) -> None:
-    """`--status` is asked often; torch alone takes seconds to import."""
-    code = "import sys, lit_tfm.search.status; print([m for m in ('torch', 'lightning', 'plotly') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
-    assert done.stdout.strip() == "[]"
+def test_status_from_another_terminal(tmp_path: Path) -> None:
+    """From the folder alone, and without torch: it is asked often, and torch takes seconds to import."""
+    settings(tmp_path, name="mine")
+    study = study_of("mine", storage=connect(None, tmp_path))
+    study.tell(study.ask(), 2.5)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    command = [sys.executable, "-X", "importtime", "-m", "lit_tfm.sweep", f"sweep={tmp_path}", "--status"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "1 of 10 done: 1 complete" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert "optuna" in imported
+    assert not imported & {"torch", "lightning", "plotly", "matplotlib"}
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before  # nothing was written
