@@ -33,9 +33,10 @@ OPEN = (TrialState.WAITING, TrialState.RUNNING)
 REPEATS = 30  # draws that only repeat an earlier trial before one is accepted
 WIDE = 100  # infeasible draws of the sampler in a row before it is drawn at random instead
 HOPELESS = 2000  # draws without a feasible one
+LARGEST_GRID = 20_000  # points that can be gone through
 MAKING = 5.0  # seconds between a study's creation by another machine and its description
 # These number their points themselves, from one seed.
-SEQUENCES = ("QMCSampler", "BruteForceSampler")
+SEQUENCES = ("QMCSampler", "GridSampler", "BruteForceSampler")
 
 
 class Exhausted(Exception):
@@ -305,18 +306,19 @@ def draw(settings: SweepConfig, shadow: optuna.Study, taken: set[str]) -> Frozen
 
     Raises Exhausted where a sampler has gone through all its points, UserError where nothing drawn is feasible.
     """
-    repeats, reason = 0, ""
-    for attempt in range(HOPELESS):
-        if attempt == WIDE:
+    repeats, reason, sampler = 0, "", shadow.sampler
+    grid, tree = (isinstance(sampler, getattr(optuna.samplers, name)) for name in ("GridSampler", "BruteForceSampler"))
+    for attempt in range(LARGEST_GRID if grid else HOPELESS):
+        if (grid and sampler.is_exhausted(shadow)) or (tree and repeats == REPEATS):
+            raise Exhausted(f"{type(sampler).__name__} has gone through its points; {len(taken)} are trials")
+        if attempt == WIDE and not grid and not tree:
             shadow.sampler = optuna.samplers.RandomSampler(seed=_mixed(settings.seed, len(taken)))
         trial = shadow.ask()
         params = settings.space.sample(trial)
         refused = settings.space.feasible(params)
-        if refused is None and (_key(params) not in taken or repeats >= REPEATS):
+        if refused is None and (_key(params) not in taken or (repeats >= REPEATS and not grid)):
             return shadow._storage.get_trial(trial._trial_id)
         repeats += refused is None
-        if repeats == REPEATS and isinstance(shadow.sampler, optuna.samplers.BruteForceSampler):
-            raise Exhausted(f"BruteForceSampler has gone through all {len(taken)} points of the space")
         reason = refused or reason
         shadow._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
     raise UserError(f"space: none of {HOPELESS} configurations drawn from it is feasible ({reason}); widen it")

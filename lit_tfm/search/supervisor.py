@@ -27,6 +27,7 @@ from lit_tfm.errors import UserError
 from lit_tfm.search import best, nursery, report, slots, status, worker
 from lit_tfm.search.attempt import Objective
 from lit_tfm.search.outcomes import Outcome, outcome
+from lit_tfm.search.patience import Patient
 from lit_tfm.search.settings import SweepConfig, masked
 from lit_tfm.search.storage import JOURNAL, reachable
 from lit_tfm.search.study import SharedStudy, open_study, salt
@@ -105,8 +106,8 @@ class Supervisor:
     def run(self) -> Swept:
         check_folder(self.folder)
         storage, resumed = open_study(self.settings, self.folder)
-        self.storage = storage
-        self.study = SharedStudy(self.settings, storage)
+        self.storage = Patient(storage)
+        self.study = SharedStudy(self.settings, self.storage)
         self._write_folder()
         self._announce(resumed)
         with self._signals(), self._shown() as show:

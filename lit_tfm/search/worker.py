@@ -26,8 +26,8 @@ from lit_tfm.search.attempt import Objective, Order, perform
 from lit_tfm.search.endings import Ending, of_exception, of_status, retries
 from lit_tfm.search.holders import BEAT, Holder, birth, machine, sign_file
 from lit_tfm.search.nursery import Nursery
+from lit_tfm.search.patience import connect_patiently
 from lit_tfm.search.settings import SweepConfig
-from lit_tfm.search.storage import connect
 from lit_tfm.search.study import Exhausted, SharedStudy, Signature
 
 IDLE = 0.5  # seconds between two looks for something to do
@@ -100,7 +100,7 @@ class Worker:
     def __init__(self, task: Task, name: str, nursery: Nursery, supervisor: Connection) -> None:
         self.task, self.name, self.nursery, self.supervisor = task, name, nursery, supervisor
         self.settings = task.config()
-        self.study = SharedStudy(self.settings, connect(task.storage, Path(task.folder)), task.place)
+        self.study = SharedStudy(self.settings, connect_patiently(task.storage, Path(task.folder)), task.place)
         self.signature = Signature(name, machine(), os.getpid(), birth(os.getpid()), Path(task.folder))
         self.stopping = False
         self._listen()

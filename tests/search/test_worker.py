@@ -131,12 +131,14 @@ def test_a_sweep_ends_at_its_timeout_and_can_go_on(a_sweep) -> None:
     assert run_sweep(a_sweep(f"n_trials={ended + 1}"), objectives.distance, quiet=True, pages=False).status == "done"
 
 
-def test_a_sampler_that_has_no_further_point_ends_the_sweep(a_sweep) -> None:
-    words = ("n_trials=9", "sampler._target_=optuna.samplers.BruteForceSampler", "space.optimizer.lr=null")
-    settings = a_sweep(*words, "space.model.n_layers={choices: [1, 2, 3]}", "fixed.optimizer.lr=0.1")
+@pytest.mark.parametrize("sampler", ["BruteForceSampler", "GridSampler"])
+def test_a_sampler_that_has_no_further_point_ends_the_sweep(a_sweep, sampler: str) -> None:
+    words = ("n_trials=9", f"sampler._target_=optuna.samplers.{sampler}", "space.optimizer.lr=null", "workers=2")
+    few = ("space.model.n_layers={choices: [1, 2, 3, 4]}", "constraints=['model.n_layers != 2']")
+    settings = a_sweep(*words, *few, "fixed.optimizer.lr=0.1")
     swept = run_sweep(settings, objectives.distance, quiet=True, pages=False)
     assert swept.status == "exhausted"
-    assert sorted(trial.params["model.n_layers"] for trial in swept.study.trials) == [1, 2, 3]
+    assert {trial.params["model.n_layers"] for trial in swept.study.trials} == {1, 3, 4}
 
 
 def test_a_sampler_that_numbers_its_points_goes_on_with_them(a_sweep) -> None:
