@@ -34,6 +34,7 @@ from lit_tfm.search.trial_folder import prepare, share, tail, write_record
 from lit_tfm.session import Session
 
 VARIABLE = "LIT_TFM_TRIAL"  # tells the ranks of a trial whose they are
+PICTURES = {"samples", "confusion", "attention", "projector"}  # of conf/callbacks/default.yaml
 STARTERS = ("SLURM_", "LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 Objective = Callable[..., Any]  # (cfg, callbacks) -> Result, a number, several numbers, or {metric: number}
 
@@ -147,7 +148,15 @@ def _runs(order: Order, line: Line) -> Ending:
 def _run(order: Order, cfg: DictConfig, reports: Line | None) -> list[float] | Ending:
     callbacks = [TrialReport(reports.report, order.metrics[0], order.rungs)] if reports and _single(order) else []
     _tell_ranks(order, bool(callbacks))
+    leave_out_pictures(cfg, order.command)
     return _values((order.objective or train)(cfg, callbacks=callbacks), order.metrics)
+
+
+def leave_out_pictures(cfg: DictConfig, command: str) -> None:
+    """Those that no word of the sweep asks for: they take longer than a small trial's training."""
+    for name in PICTURES & set(cfg.get("callbacks") or ()):
+        if f"callbacks.{name}" not in command:
+            cfg.callbacks[name] = None
 
 
 def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Result:

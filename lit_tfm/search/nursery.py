@@ -18,6 +18,7 @@ import lit_tfm.data
 import lit_tfm.models
 import lit_tfm.optim
 import lit_tfm.tasks
+from lit_tfm.runs import git_state, packages
 
 PR_SET_PDEATHSIG = 1
 # Imported by name only when a run needs them; each would cost every trial its time.
@@ -67,6 +68,7 @@ class Nursery:
 
 def _serve(link: Connection, perform: Callable[[object], int]) -> None:
     die_with_parent()
+    packages(), git_state()  # of every trial's environment.json; looked up once
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     ours, theirs = socket.socketpair()
