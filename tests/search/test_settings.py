@@ -418,3 +418,24 @@ def test_resources_of_a_pruner_may_be_shares_of_a_trial(sweep, words, expected) 
 def test_a_share_of_what_is_not_known_is_refused(sweep) -> None:
     with pytest.raises(UserError, match=r"pruner.min_resource=0.1: a share of a trial needs a budget"):
         sweep("pruner={_target_:optuna.pruners.SuccessiveHalvingPruner,min_resource:0.1}")
+
+
+def test_the_experiment_may_be_a_file(sweep, tmp_path) -> None:
+    path = tmp_path / "best.yaml"
+    path.write_text("# @package _global_\ndefaults: [bert_small, override /model: bert_tiny]\nmodel: {d_ff: 96}\n")
+    made = sweep(f"experiment={path}")
+    cfg = made.compose(made.space.sample(Draw(0)), 0)
+    assert (cfg.name, cfg.choices.model, cfg.model.d_ff) == ("best", "bert_tiny", 96)
+
+
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        BASE.replace("fixed: {", "fixed: {task._target_: os.system, "),
+        BASE + "  task._target_: {choices: [os.system, lit_tfm.tasks.masked_lm.MaskedLM]}\n",
+        BASE + "  logger: {choices: [tensorboard]}\n  logger.tensorboard._target_: {choices: [subprocess.run]}\n",
+    ],
+)
+def test_a_sweep_of_a_stranger_calls_nothing(refused, yaml: str, monkeypatch) -> None:
+    monkeypatch.setenv("LIT_TFM_ALLOW_TARGETS", "")
+    assert "a config may name only" in refused(yaml=yaml)
