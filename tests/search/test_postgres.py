@@ -10,9 +10,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import objectives
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -27,6 +30,12 @@ PASSWORD = "quite-secret"
 FAST = ["trainer.max_steps=20", "trainer.val_every=5", "data.val_limit=4", "data.batch_size=4", "data.block_size=32",
         "model.d_model=32", "model.n_layers=1", "model.n_heads=2", "optimizer=adamw", "callbacks.samples=null",
         "callbacks.attention=null", "callbacks.projector=null", "trainer.accelerator=cpu"]  # fmt: skip
+
+
+class Server(str):
+    """Its URL."""
+
+    restart: Callable[[], None]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +71,10 @@ def server():
         run("initdb", "-D", f"{folder}/data", *access, "--no-sync", "-E", "UTF8")
         options = f"-p {port} -k {folder} -h 127.0.0.1 -F"
         run("pg_ctl", "-D", f"{folder}/data", "-o", options, "-l", f"{folder}/log", "-w", "start")
-        yield f"postgresql://lit:{PASSWORD}@127.0.0.1:{port}/postgres"
+        server = Server(f"postgresql://lit:{PASSWORD}@127.0.0.1:{port}/postgres")
+        again = ["-D", f"{folder}/data", "-l", f"{folder}/log", "-m", "immediate", "-w", "restart"]
+        server.restart = lambda: run("pg_ctl", *again)
+        yield server
         run("pg_ctl", "-D", f"{folder}/data", "-m", "immediate", "-w", "stop")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,6 +157,22 @@ def test_one_of_two_commands_is_killed_and_the_other_goes_on_with_its_trial(
     assert Path(swept.study.trials[0].user_attrs["holder"]["folder"]) == folder
     assert events < {path.name for path in folder.glob("events.*")}  # gone on with, in its own folder
     assert json.loads((folder / "trial.json").read_text())["attempts"] == 2
+
+
+def test_a_server_that_is_restarted_ends_no_trial(server, words, a_sweep) -> None:
+    settings = a_sweep(f"storage={server}", "name=restarted", "n_trials=6", "workers=2", "retries=0")
+
+    def restart() -> None:
+        while not (settings.folder / "trials" / "0001" / "trial.json").exists():
+            time.sleep(0.02)
+        server.restart()
+
+    restarted = threading.Thread(target=restart, daemon=True)
+    restarted.start()
+    swept = run_sweep(settings, objectives.sleeps, quiet=True, pages=False)
+    restarted.join()
+    assert [trial.state for trial in swept.study.trials] == [TrialState.COMPLETE] * 6
+    assert {trial.user_attrs["holder"]["attempt"] for trial in swept.study.trials} == {1}
 
 
 def test_a_database_that_may_only_be_read_is_told_and_no_study_made(server, a_sweep, tmp_path) -> None:
