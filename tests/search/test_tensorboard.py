@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_tfm.launch import free_port
 from lit_tfm.search import tensorboard
+from lit_tfm.search.looking import look
 
 MLM = ["experiment=bert_small", "data.block_size=32", "data.batch_size=8", "tokenizer.vocab_size=400"]
 QUICK = ["trainer.max_steps=4", "trainer.val_every=2", "trainer.log_every=1", "data.val_limit=8", "budget=null"]
@@ -147,6 +149,45 @@ def test_every_trial_is_on_the_page(sweep: Path) -> None:
     ]
     assert all(info["differs"] for info in experiment["hparamInfos"])
     assert experiment["metricInfos"][0]["name"]["tag"] == "best/loss"
+
+
+@pytest.mark.slow
+def test_every_trial_of_a_real_sweep_is_on_the_page(tmp_path: Path, text_folder: Path, session_cache: Path) -> None:
+    """From the command to the page: complete, pruned and failed trials of two workers."""
+    sweep = {
+        "experiment": "bert_small",
+        "n_trials": 10,
+        "workers": 2,
+        "fixed": {
+            **{"model.d_model": 32, "model.n_heads": 2, "model.n_layers": 1, "trainer.accelerator": "cpu"},
+            **{"data.path": str(text_folder), "data.batch_size": 8, "data.val_limit": 8, "tokenizer.vocab_size": 400},
+            **{"trainer.max_steps": 8, "trainer.val_every": 0.25, "cache_dir": str(session_cache)},
+        },
+        "pruner": {"_target_": "optuna.pruners.PercentilePruner", "percentile": 10.0, "n_startup_trials": 1},
+        # Blocks longer than the model's positions are refused when the run is built.
+        "space": {"optimizer.lr": {"low": 1e-5, "high": 1e-1, "log": True}, "data.block_size": {"choices": [32, 4096]}},
+    }
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(sweep))
+    words = ["sweep=real.yaml", "output_dir=out"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(tensorboard.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lit_tfm.sweep", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    _, study = look([f"sweep={tmp_path / 'out'}"])
+    states = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+    told = {f"trials/{trial.number:04d}": states[trial.state.name] for trial in study.trials}
+    assert len(told) == 10
+    assert set(told.values()) == {"complete", "pruned", "failed"}
+    with served(tmp_path / "out", runs=10) as server:
+        rows = server.rows()
+    assert {name: row["hparams"]["State"] for name, row in rows.items()} == told
+    for trial in study.trials:
+        row = rows[f"trials/{trial.number:04d}"]
+        assert row["hparams"]["optimizer/lr"] == pytest.approx(trial.params["optimizer.lr"])
+        if trial.state.name == "COMPLETE":
+            assert row["metrics"]["best/loss"] == pytest.approx(trial.value, rel=1e-5)
+        assert ("loss_by_tokens/val" in row["metrics"]) == (trial.state.name != "FAIL")
+    assert "positions" in (tmp_path / "out" / "report.html").read_text()  # why those failed
 
 
 def test_curves_lie_over_tokens(sweep: Path) -> None:
