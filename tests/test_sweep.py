@@ -177,7 +177,7 @@ def test_twice_stops_at_once(command, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_trial_of_two_processes_is_pruned_and_dies_with_its_worker(command, tmp_path: Path) -> None:
     words = [*command, "trainer=ddp", "trainer.devices=2", "workers=1", "n_trials=1",
-             "pruner={_target_: optuna.pruners.ThresholdPruner, upper: 0.1, n_warmup_steps: 500}"]  # fmt: skip
+             "pruner={_target_: optuna.pruners.ThresholdPruner, upper: 0.1, n_warmup_steps: 150000}"]  # fmt: skip
     process = start(words, tmp_path)
     wait_for_checkpoints(tmp_path, process, 1)
     (record,) = records(tmp_path)

@@ -8,8 +8,10 @@ storage does atomically: WAITING becomes RUNNING for one of them, and a study's 
 
 import contextlib
 import copy
+import fcntl
 import hashlib
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -273,13 +275,25 @@ def _create(settings: SweepConfig, storage: BaseStorage, folder: Path) -> bool:
 
 
 def home(folder: Path) -> str:
-    """The command that made the study, so that others draw other numbers than it does."""
+    """Where the command runs that made the study."""
     return f"{socket.gethostname()}:{folder.resolve()}"
 
 
-def salt(storage: BaseStorage, settings: SweepConfig, folder: Path) -> str:
+@contextlib.contextmanager
+def salt(storage: BaseStorage, settings: SweepConfig, folder: Path) -> Iterator[str]:
+    """What keeps commands that run at the same time from drawing the same; "" for the one that made the study.
+
+    So a sweep of one command draws the same when it is done again. The lock tells commands in one folder apart.
+    """
     attrs = storage.get_study_user_attrs(storage.get_study_id_from_name(settings.name))
-    return "" if attrs.get("home", home(folder)) == home(folder) else home(folder)
+    held = os.open(folder / ".first", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield "" if attrs.get("home", home(folder)) == home(folder) else home(folder)
+    except BlockingIOError:
+        yield f"{home(folder)}:{os.getpid()}"
+    finally:
+        os.close(held)
 
 
 def check_same(settings: SweepConfig, storage: BaseStorage, study_id: int, where: str) -> None:

@@ -35,7 +35,6 @@ from lit_tfm.search.worker import STOPPED, Task
 
 DEATHS = 5  # of a worker, one after the other, without a trial ended in between
 REFRESH = 1.0  # seconds
-INTERRUPTED = 128 + signal.SIGINT
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ class Slot:
         self.number, self.devices = number, devices
         self.process: multiprocessing.process.BaseProcess | None = None
         self.link: Connection | None = None
-        self.deaths = 0
-        self.over = False  # no worker is to be started here again
+        self.deaths, self.seen = 0, 0  # one after the other; trials that had ended at the last
 
 
 class Supervisor:
@@ -110,7 +108,7 @@ class Supervisor:
         self.study = SharedStudy(self.settings, self.storage)
         self._write_folder()
         self._announce(resumed)
-        with self._signals(), self._shown() as show:
+        with salt(storage, self.settings, self.folder) as self.salt, self._signals(), self._shown() as show:
             self._start_all()
             self._watch(show)
         return self._finish()
@@ -161,7 +159,7 @@ class Supervisor:
             storage=settings.storage,
             allow_targets=settings.allow_targets,
             folder=str(self.folder.resolve()),
-            place=(salt(self.storage, settings, self.folder), slot.number),
+            place=(self.salt, slot.number),
             threads=slots.threads(len(self.slots), asked=os.environ.get("OMP_NUM_THREADS")),
             devices=slot.devices,
             objective=self.objective,
@@ -202,8 +200,8 @@ class Supervisor:
             self._stop(signal.SIGTERM)
         if status_ in (0, 2, STOPPED) or self.signals or self.mistake or self.timed_out:
             return
-        progress = len(self._finished() - self.told) > 0
-        slot.deaths = 1 if progress else slot.deaths + 1
+        ended = len(self._finished())
+        slot.deaths, slot.seen = (1 if ended > slot.seen else slot.deaths + 1), ended
         how = f"by {signal.Signals(-status_).name}" if status_ < 0 else f"with status {status_}"
         if slot.deaths >= DEATHS:
             again = f"that was the {slot.deaths}th time in a row, so not again; see {self.folder}/workers"
@@ -226,7 +224,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _signals(self):
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM's warning is the last
         before = {}
         with contextlib.suppress(ValueError):  # not the main thread: signals are somebody else's there
             before = {number: signal.signal(number, self._asked) for number in numbers}

@@ -18,7 +18,7 @@ from lit_tfm.errors import UserError
 from lit_tfm.search import holders
 from lit_tfm.search.holders import Holder, birth, machine
 from lit_tfm.search.storage import FileLock, connect, shown
-from lit_tfm.search.study import SharedStudy, Signature, open_study
+from lit_tfm.search.study import SharedStudy, Signature, open_study, salt
 from lit_tfm.search.supervisor import warm_up
 
 GONE = Holder("gone", machine(), 2**22 + 1, 1.0, folder="")  # a process id beyond the largest
@@ -200,6 +200,21 @@ def test_the_same_seed_draws_the_same_and_two_workers_do_not(opened, a_sweep) ->
     assert drawn(first / "b", ("", 0)) == one
     assert drawn(first / "c", ("", 1))[0] != one[0]
     assert drawn(first / "d", ("elsewhere", 0))[0] != one[0]
+
+
+def test_commands_at_the_same_time_are_told_apart_and_one_alone_draws_the_same_again(opened) -> None:
+    settings, study = opened()
+    for _ in range(2):
+        with (
+            salt(study.storage, settings, settings.folder) as first,
+            salt(study.storage, settings, settings.folder) as second,
+        ):
+            assert first == ""
+            assert second
+    other = settings.folder.parent / "other"
+    other.mkdir()
+    with salt(study.storage, settings, other) as elsewhere:
+        assert elsewhere
 
 
 def test_the_sampler_learns_from_what_was_told(opened) -> None:

@@ -1,0 +1,98 @@
+"""A trial's folder: held by one attempt at a time, gone on with from its checkpoint, cleared where there is none."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lit_tfm.search import trial_folder
+from lit_tfm.search.holders import birth, machine
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from lit_tfm.search.trial_folder import share
+
+held = share(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def holder(folder: Path) -> subprocess.Popen:
+    """A process of a trial whose worker is gone."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)  # fmt: skip
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_who_takes_a_folder_over_waits_until_nobody_else_writes_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(trial_folder, "LINGERING", 0.1)
+    monkeypatch.setattr(trial_folder, "PATIENCE", 0.5)
+    process = holder(tmp_path)
+    assert trial_folder.take(tmp_path) is None  # nobody knows whose it is: it is left alone
+    trial_folder.write_record(tmp_path, pid=process.pid, birth=birth(process.pid) + 1, machine=machine())
+    assert trial_folder.take(tmp_path) is None  # another process had that number
+    assert process.poll() is None
+    trial_folder.write_record(tmp_path, birth=birth(process.pid))
+    monkeypatch.setattr(trial_folder, "PATIENCE", 10)
+    lock = trial_folder.take(tmp_path)
+    assert lock is not None
+    assert process.wait(timeout=10) == -signal.SIGKILL
+    os.close(lock)
+
+
+def test_a_worker_and_its_trials_share_and_others_do_not(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(trial_folder, "PATIENCE", 0.2)
+    mine = trial_folder.take(tmp_path)
+    trials = trial_folder.share(tmp_path)
+    assert trial_folder.take(tmp_path) is None
+    os.close(mine)
+    assert trial_folder.take(tmp_path) is None  # its process lives on
+    os.close(trials)
+    began = time.monotonic()
+    assert trial_folder.take(tmp_path) is not None
+    assert time.monotonic() - began < 0.15
+
+
+def left_behind(folder: Path, checkpoint: bool) -> None:
+    (folder / "checkpoints").mkdir(parents=True)
+    if checkpoint:
+        (folder / "checkpoints" / "last.ckpt").write_bytes(b"weights")
+    (folder / "config.yaml").write_text("trainer: {accumulate: 1}\n")
+    (folder / "metrics.csv").write_text("step,seconds,tokens,name,value\n")
+    for name in ("trial.json", "log.txt", "error.txt", ".lock"):
+        (folder / name).write_text("{}")
+
+
+def test_a_checkpoint_is_gone_on_with(tmp_path: Path) -> None:
+    left_behind(tmp_path, checkpoint=True)
+    assert trial_folder.prepare(tmp_path, accumulate=1) == tmp_path
+    assert (tmp_path / "metrics.csv").exists()
+
+
+def test_without_one_or_with_another_accumulation_it_starts_again_and_the_sweeps_own_files_stay(tmp_path: Path) -> None:
+    for name, checkpoint, accumulate in (("none", False, 1), ("other", True, 2)):
+        left_behind(tmp_path / name, checkpoint)
+        assert trial_folder.prepare(tmp_path / name, accumulate) is None
+        assert {path.name for path in (tmp_path / name).iterdir()} == {"trial.json", "log.txt", "error.txt", ".lock"}
+
+
+def test_the_tail_of_a_log_begins_where_the_attempt_did(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("first attempt\n")
+    began = log.stat().st_size
+    log.write_text("first attempt\nsecond attempt\n" + "x" * 100)
+    assert trial_folder.tail(log, began).startswith("second attempt")
+    assert trial_folder.tail(log, began, size=10) == "x" * 10
+    assert trial_folder.tail(tmp_path / "none") == ""
+
+
+def test_records_are_replaced_key_by_key(tmp_path: Path) -> None:
+    trial_folder.write_record(tmp_path, number=3, state="running")
+    trial_folder.write_record(tmp_path, state="complete")
+    assert json.loads((tmp_path / "trial.json").read_text()) == {"number": 3, "state": "complete"}
