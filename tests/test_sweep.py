@@ -203,3 +203,21 @@ def ranks_of(trial: int) -> list[int]:
 
     return [child.pid for child in psutil.Process(trial).children(recursive=True)
             if "lit_tfm.train" in child.cmdline() and "torch.distributed.run" not in child.cmdline()]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_submitit_starts_workers_of_one_sweep(command, tmp_path: Path, monkeypatch) -> None:
+    """As the README tells for SLURM, with submitit's local executor in SLURM's place."""
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.chdir(tmp_path)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    executor = submitit.AutoExecutor("outputs/slurm", cluster="local")
+    executor.update_parameters(timeout_min=10, cpus_per_task=1)
+    words = [*command, "workers=1", "trainer.max_steps=20", "n_trials=4"]
+    jobs = [executor.submit(submitit.helpers.CommandFunction(words, verbose=False)) for _ in range(2)]
+    for job in jobs:
+        job.result()
+    states = [record["state"] for record in records(tmp_path)]
+    assert states == ["complete"] * 4
+    assert len({record["worker"] for record in records(tmp_path)}) == 2

@@ -29,7 +29,7 @@ from lit_tfm.search.holders import GRACE, UNSIGNED, Holder, Observer, sign_of_li
 from lit_tfm.search.outcomes import trial_folder
 from lit_tfm.search.settings import SweepConfig
 from lit_tfm.search.space import Space
-from lit_tfm.search.storage import connect, is_journal, reachable, shown
+from lit_tfm.search.storage import connect, is_journal, journal_path, reachable, shown
 
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
 REPEATS = 30  # draws that only repeat an earlier trial before one is accepted
@@ -94,7 +94,10 @@ class SharedStudy:
                     return claimed
             if len(everything) >= self.settings.n_trials:
                 return None
-            self.propose(everything)
+            with self._turn():
+                everything = self._all()
+                if len(everything) < self.settings.n_trials:
+                    self.propose(everything)
 
     def _start(self, trial: FrozenTrial, sign: "Signature") -> tuple[FrozenTrial, Holder] | None:
         try:
@@ -191,6 +194,17 @@ class SharedStudy:
         return True
 
     # ---- proposing -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One proposal after the other, where a file can be locked; over a database two may meet, and one waits unused."""
+        if self.beats:
+            yield
+            return
+        journal = journal_path(self.settings.storage, self.settings.folder)
+        with open(journal.with_name(f".{journal.name}.turn"), "ab") as file:  # the lock goes with it
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def propose(self, trials: list[FrozenTrial]) -> None:
         """Add one WAITING trial, whose parameters are drawn knowing all `trials`."""

@@ -85,6 +85,7 @@ def test_every_number_below_n_trials_is_claimed_once_by_several_processes(opened
     assert len({json.dumps(params) for _, _, params in taken}) == 24
     assert study.done()
     assert study.claim(signature()) is None
+    assert len(study._all()) == 24  # and none was proposed in vain
 
 
 def test_what_was_proposed_too_much_waits_for_a_larger_n_trials(opened) -> None:
