@@ -197,7 +197,7 @@ class SharedStudy:
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
-        """One proposal after the other, where a file can be locked; over a database two may meet, and one waits unused."""
+        """One proposal after the other, where a file can be locked; over a database two may meet: one waits unused."""
         if self.beats:
             yield
             return
