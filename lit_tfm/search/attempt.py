@@ -5,6 +5,7 @@ it rungs are reported and answered, and when it breaks the worker is gone, and t
 credential leaves the worker, and nothing goes on writing into a folder that somebody else may take over.
 """
 
+import faulthandler
 import io
 import json
 import os
@@ -35,6 +36,7 @@ from lit_tfm.session import Session
 
 VARIABLE = "LIT_TFM_TRIAL"  # tells the ranks of a trial whose they are
 PICTURES = {"samples", "confusion", "attention", "projector"}  # of conf/callbacks/default.yaml
+STACK = signal.SIGUSR2  # asks where the process is: answered in its log, whatever it does
 STARTERS = ("SLURM_", "LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_")
 Objective = Callable[..., Any]  # (cfg, callbacks) -> Result, a number, several numbers, or {metric: number}
 
@@ -90,6 +92,7 @@ def perform(order: Order) -> int:
     os.setsid()
     die_with_parent()
     _write_to(order.folder / "log.txt")
+    faulthandler.register(STACK, file=sys.stderr)
     _surroundings(order)
     line = Line(order.address, order.number, order.attempt)
     began = (order.folder / "log.txt").stat().st_size

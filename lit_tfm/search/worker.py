@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lit_tfm.errors import UserError
 from lit_tfm.search import tensorboard, trial_folder
-from lit_tfm.search.attempt import Objective, Order, perform
+from lit_tfm.search.attempt import STACK, Objective, Order, perform
 from lit_tfm.search.endings import Ending, of_exception, of_status, retries
 from lit_tfm.search.holders import BEAT, Holder, birth, machine, sign_file
 from lit_tfm.search.nursery import Nursery
@@ -354,9 +354,12 @@ class Watch:
             self._beat(now)
 
     def _ask(self, why: str) -> None:
-        """It saves and ends; a process that is still building just ends."""
+        """It saves and ends; a process that is still building just ends. What was too slow says where it is."""
         self.asked = why
         with contextlib.suppress(ProcessLookupError):
+            if why == "timeout" and self.lines:
+                os.kill(self.pid, STACK)
+                time.sleep(0.2)  # SIGTERM would be obeyed before the answer is written
             os.kill(self.pid, signal.SIGTERM)
 
     def _beat(self, now: float) -> None:
@@ -384,7 +387,9 @@ class Watch:
         ending = self.ending or of_status(self.status, trial_folder.tail(self.order.folder / "log.txt", self.log_from))
         if self.asked == "timeout" and ending.kind not in ("complete", "pruned"):
             limit = self.worker.settings.trial_timeout
-            return Ending("timeout", f"ran longer than trial_timeout={limit:g} s", trace=ending.trace)
+            late = Ending("timeout", f"ran longer than trial_timeout={limit:g} s", trace=ending.trace)
+            self._note(late)
+            return late
         if self.asked == "stop" and ending.kind in ("killed", "crash") and self.ending is None:
             return Ending("stopped", "stopped")
         if self.ending is None and ending.failed:

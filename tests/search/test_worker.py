@@ -55,6 +55,7 @@ def test_every_kind_of_end_has_its_reason_and_the_others_go_on(a_sweep) -> None:
         assert told["kind"] == attrs["kind"] == kind
         assert reason in told["reason"]
         assert told["reason"] == attrs["reason"]
+    assert "in troubled" in (swept.folder / "trials" / "0004" / "error.txt").read_text()  # where it hung
     errors = {number: (swept.folder / "trials" / f"{number:04d}" / "error.txt") for number in expected}
     assert "ValueError: a shape does not fit" in errors[1].read_text()
     assert "Traceback" in errors[1].read_text()
