@@ -115,6 +115,7 @@ def test_mistakes_get_one_line_and_status_2_and_leave_nothing(
 
 @pytest.mark.slow
 def test_stopped_looked_at_and_gone_on_with(command, tmp_path: Path) -> None:
+    command.append("trainer.max_steps=1500")  # longer than a look takes
     process = start(command, tmp_path)
     wait_for_checkpoints(tmp_path, process, 2)
     looked = run([*command, "--status"], tmp_path)
