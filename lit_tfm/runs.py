@@ -146,16 +146,10 @@ def command() -> str:
 
 def environment(hardware: str) -> dict[str, Any]:
     """Versions, commit and machine. No environment variables: they may hold credentials."""
-    versions = {}
-    for package in _RECORDED:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
     return {
         "directory": os.getcwd(),  # what relative paths in the config start from
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": packages(),
         "git": git_state(),
         "hardware": hardware,
         "platform": platform.platform(),
