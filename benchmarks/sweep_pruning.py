@@ -23,6 +23,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from measure import publish
 from optuna.trial import FrozenTrial, TrialState
 
 from lit_tfm.hardware import device_name
@@ -30,8 +31,6 @@ from lit_tfm.runs import RunFolder
 from lit_tfm.search.settings import load
 from lit_tfm.search.supervisor import run_sweep
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
-BEGIN, END = "<!-- sweep_pruning -->", "<!-- end of sweep_pruning -->"
 SPACE = """
 experiment: gpt_small
 metric: val/loss
@@ -155,15 +154,6 @@ def table(pairs: dict[int, tuple[Search, Search]], command: str, steps: int) -> 
     return "\n".join(lines)
 
 
-def write(section: str) -> None:
-    text = RESULTS.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{RESULTS} lacks the lines {BEGIN} and {END}; put them where the table is to stand")
-    RESULTS.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", default="outputs/benchmarks/sweep_pruning")
@@ -178,9 +168,7 @@ def main() -> None:
     pairs = {seed: compare(arguments, seed) for seed in arguments.seeds}
     command = " ".join(["python benchmarks/sweep_pruning.py", *[a for a in sys.argv[1:] if not a.startswith("--dry")]])
     section = table(pairs, command, arguments.steps)
-    print(section)
-    if not arguments.dry:
-        write(section)
+    publish("sweep_pruning", section, arguments.dry)
 
 
 if __name__ == "__main__":

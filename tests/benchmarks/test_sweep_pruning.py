@@ -1,27 +1,18 @@
 """The pruning benchmark: what counts as reached, and that the script still runs, tiny."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import sweep_pruning
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "sweep_pruning.py"
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("sweep_pruning", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sweep_pruning"] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_steps_of_pruned_trials_count_until_the_target_is_reached(script) -> None:
-    found = script.Search([(81, 2.9), (9, None), (55, None), (81, 2.6), (81, 2.5)])
+def test_steps_of_pruned_trials_count_until_the_target_is_reached() -> None:
+    found = sweep_pruning.Search([(81, 2.9), (9, None), (55, None), (81, 2.6), (81, 2.5)])
     assert found.steps == 307
     assert found.best == 2.5
     assert found.until(2.7).trials == found.trials[:4]
@@ -29,17 +20,10 @@ def test_steps_of_pruned_trials_count_until_the_target_is_reached(script) -> Non
     assert found.until(2.4) is None
 
 
-def test_the_table_replaces_the_one_before_and_nothing_else(script, tmp_path, monkeypatch) -> None:
-    page = tmp_path / "RESULTS.md"
-    page.write_text(f"above\n{script.BEGIN}\nold\n{script.END}\nbelow\n")
-    monkeypatch.setattr(script, "RESULTS", page)
-    random, pruned = script.Search([(81, 2.9), (81, 2.6)]), script.Search([(9, None), (81, 2.5)])
-    script.write(script.table({1: (random, pruned)}, "python it", 81))
-    text = page.read_text()
-    assert text.startswith(f"above\n{script.BEGIN}\n")
-    assert text.endswith(f"{script.END}\nbelow\n")
+def test_the_table_says_what_each_seed_took() -> None:
+    random, pruned = sweep_pruning.Search([(81, 2.9), (81, 2.6)]), sweep_pruning.Search([(9, None), (81, 2.5)])
+    text = sweep_pruning.table({1: (random, pruned)}, "python it", 81)
     assert "| 1 | 2 | 162 | 2.6000 | 2 | 1 | 90 | 2.5000 | 0.556 |" in text
-    assert "old" not in text
 
 
 @pytest.mark.slow
