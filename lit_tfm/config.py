@@ -196,7 +196,9 @@ def unknown_key(key: str) -> UserError:
     known = known_keys()
     parent, _, leaf = key.rpartition(".")
     siblings = [k[len(parent) + 1 :] for k in known if k.startswith(f"{parent}.")] if parent else known
-    near = nearest(leaf if siblings is not known else key, [s for s in siblings if "." not in s])
+    if parent and not siblings:  # the mistake is before the dot
+        parent, leaf, siblings = "", key.partition(".")[0], known
+    near = nearest(leaf if parent else key.partition(".")[0], [s for s in siblings if "." not in s])
     return UserError(f"{key}: no such key{near}; `--cfg job` prints all of them")
 
 

@@ -31,6 +31,7 @@ def test_options_and_parameters_can_be_given_together() -> None:
         ("model=bert_smal", "did you mean 'bert_small'?"),
         ("modle=bert_small", "did you mean 'model'?"),
         ("model.d_modl=3", "did you mean 'd_model'?"),
+        ("modle.d_model=3", "did you mean 'model'?"),
         ("trainer.devicez=2", "did you mean 'devices'?"),
         ("sede=2", "did you mean 'seed'?"),
         ("task.rat=0.2", "did you mean 'rate'?"),
