@@ -28,6 +28,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lit_tfm.data import unigram
+from lit_tfm.data.remembered import Remembered, with_blanks, without_blanks
 from lit_tfm.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Tokenizer:
         self._spec = json.loads(inner.to_str())
         self._table = self._symbol_table()
         self._may_cut = self._cuttable()
+        self._remembered = self._by_words()
         self.word_start = self._word_starts()
 
     # -- making, keeping ------------------------------------------------------------------------------------------
@@ -118,6 +120,14 @@ class Tokenizer:
         """
         if self._table is not None and not special:
             return [self._look_up(text) for text in texts]
+        if self._remembered is not None and not special:
+            ids = self._remembered.encode_batch(texts)
+            if ids is not None:
+                return ids
+        return self._encode(texts, special)
+
+    def _encode(self, texts: Sequence[str], special: bool = False) -> list[np.ndarray]:
+        """By the library, long texts in parts."""
         pieces, owner = [], []
         for number, text in enumerate(texts):
             parts = [text] if special or not self._may_cut else list(cut(text))
@@ -189,15 +199,31 @@ class Tokenizer:
         points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         return self._table[np.minimum(points, len(self._table) - 1)]  # the last row is [UNK]
 
-    def _cuttable(self) -> bool:
-        """Whether a blank after a word surely parts two tokens (see `cut`)."""
+    def _by_words(self) -> Remembered | None:
+        """A memory of words, for tokenizers whose ids of a text are surely those of its words one after the other."""
+        alone = (None, "BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents")
+        normalizer, model = self._spec["normalizer"] or {"type": None}, self._spec["model"]
+        parts = normalizer.get("normalizers", [normalizer])
+        # An added token that is no special one may hold blanks, and it is looked for in the text as it stands.
+        added = any(not entry["special"] for entry in self._spec["added_tokens"])
+        if not self._may_cut or added or model.get("dropout") or any(part["type"] not in alone for part in parts):
+            return None
+        bert = [part["type"] for part in self._pre_tokenizers()] == ["BertPreTokenizer"]
+        return Remembered(without_blanks if bert else with_blanks, self._encode)
+
+    def _pre_tokenizers(self) -> list[dict]:
+        """Those of the spec, sequences taken apart."""
 
         def kinds(part: dict | None) -> list[dict]:
             if part is None:
                 return []
             return [k for inner in part["pretokenizers"] for k in kinds(inner)] if "pretokenizers" in part else [part]
 
-        pres = kinds(self._spec["pre_tokenizer"])
+        return kinds(self._spec["pre_tokenizer"])
+
+    def _cuttable(self) -> bool:
+        """Whether a blank after a word surely parts two tokens (see `cut`)."""
+        pres = self._pre_tokenizers()
         level = [p["type"] == "ByteLevel" and p["use_regex"] and not p["add_prefix_space"] for p in pres]
         return (
             any(level)
