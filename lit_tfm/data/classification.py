@@ -17,7 +17,7 @@ from lit_tfm.data.facts import DataFacts, SplitStats
 from lit_tfm.data.holdout import HeldOut
 from lit_tfm.data.module import TextData, plain
 from lit_tfm.data.sampling import Key, Plan
-from lit_tfm.data.sources.columns import Column
+from lit_tfm.data.sources.columns import NUMBER, Column
 from lit_tfm.data.store import TokenStore, write_texts
 from lit_tfm.data.tokenizers import Recipe, Tokenizer
 from lit_tfm.errors import UserError, nearest
@@ -238,10 +238,17 @@ def write_labels(folder: Path, labels: list[str | list[str] | None]) -> None:
 
 
 def read_labels(folder: Path) -> tuple[list[str], np.ndarray]:
-    """Names and codes, as written."""
-    return json.loads((folder / "labels.json").read_text(encoding="utf-8")), np.load(folder / "labels.npy")
+    """Names and codes, as written. Raises UserError where they are no longer."""
+    try:
+        names, codes = json.loads((folder / "labels.json").read_text(encoding="utf-8")), np.load(folder / "labels.npy")
+        if not isinstance(names, list) or codes.dtype.kind not in "iu" or codes.ndim not in (1, 2):
+            raise ValueError("no labels")
+    except (OSError, ValueError, EOFError, RecursionError, MemoryError) as error:
+        why = " ".join(str(error).split())[:90]
+        raise UserError(f"the labels in {folder} can't be used ({why}); delete that folder and start again") from error
+    return names, codes
 
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Numbers by size, anything else by the alphabet."""
-    return sorted(names, key=lambda name: (0, int(name), name) if name.lstrip("-").isdecimal() else (1, 0, name))
+    return sorted(names, key=lambda name: (0, int(name), name) if NUMBER.fullmatch(name) else (1, 0, name))

@@ -14,8 +14,10 @@ import json
 import logging
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,10 @@ from lit_tfm.errors import UserError
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-SEAL, DIGESTS = "seal.json", "digests.bin"
-CHECKED_BYTES = 256 << 20  # above this a checksum costs more than it is worth at every start: sizes only
+DTYPES = ("uint8", "uint16", "uint32")
+SEAL, CHECKED, DIGESTS = "seal.json", "checked.json", "digests.bin"
+# Checksums are read at every start (3 GB/s); of more than this they are believed for a day while no file was touched.
+REMEMBERED_BYTES, REMEMBERED_SECONDS = 256 << 20, 86_400
 BATCH_CHARS = 4 << 20  # text handed to the tokenizer at once: enough for all threads, little memory
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
@@ -41,11 +45,17 @@ class TokenStore:
         self.folder = Path(folder)
         try:
             self.meta: dict = json.loads((self.folder / "meta.json").read_text())
+            if self.meta["format"] != FORMAT:
+                raise ValueError(f"format {self.meta['format']}, and this version reads {FORMAT}")
+            if self.meta["dtype"] not in DTYPES:
+                raise ValueError(f"tokens of type {self.meta['dtype']}")
             self._expect("tokens.bin", self.meta["tokens"] * np.dtype(self.meta["dtype"]).itemsize)
             self._expect("offsets.bin", (self.meta["documents"] + 1) * 8)
-        except (OSError, ValueError, KeyError) as error:
-            raise self._damaged(str(error)) from error
-        self.offsets = np.fromfile(self.folder / "offsets.bin", dtype=np.int64)
+            self.offsets = np.fromfile(self.folder / "offsets.bin", dtype=np.int64)
+            if self.offsets[0] != 0 or self.offsets[-1] != self.meta["tokens"] or (np.diff(self.offsets) < 0).any():
+                raise ValueError("offsets.bin does not cut the tokens into documents")
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            raise self._damaged(" ".join(str(error).split())[:150]) from error
         if self.meta["tokens"]:
             self.tokens = np.memmap(self.folder / "tokens.bin", dtype=self.meta["dtype"], mode="r")
         else:
@@ -159,8 +169,8 @@ def build_once(cache_dir: str | Path, key: str, build: Callable[[Path], None]) -
     """The folder `cache_dir/key`, filled by `build(folder)` if it is not there yet.
 
     Any number of processes may ask at once: one builds, the others wait and read. A folder whose files no longer
-    match their checksums (their sizes, above 256 MiB) is built again. Raises UserError when the cache can't be
-    written; what `build` raises passes through, and nothing stays behind.
+    match their checksums is built again. Raises UserError when the cache can't be written; what `build` raises passes
+    through, and nothing stays behind.
     """
     cache = Path(cache_dir).expanduser()
     final = cache / key
@@ -213,18 +223,50 @@ def _seal(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """What is wrong with a folder made by `build_once`, None when nothing is."""
     try:
-        seal = json.loads((folder / SEAL).read_text())
-        sizes = {name: (folder / name).stat().st_size for name in seal}
-    except (OSError, ValueError) as error:
-        return str(error)
+        seal = _sealed(folder)
+        there = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if path.is_file()}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        return " ".join(str(error).split())[:150]
+    if missing := sorted(set(seal) - set(there)):
+        return f"{missing[0]} is missing"
+    if unknown := sorted(name for name in set(there) - set(seal) - {SEAL, CHECKED} if not name.startswith(".")):
+        return f"{unknown[0]} has no checksum"
     for name, (size, _) in seal.items():
-        if sizes[name] != size:
-            return f"{name} holds {sizes[name]:,} bytes instead of {size:,}"
-    if sum(sizes.values()) <= CHECKED_BYTES:
-        for name, (_, crc) in seal.items():
-            if _crc(folder / name) != crc:
-                return f"the checksum of {name} differs"
+        if there[name].st_size != size:
+            return f"{name} holds {there[name].st_size:,} bytes instead of {size:,}"
+    state = {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in there.items() if name in seal}
+    if sum(size for size, _ in seal.values()) > REMEMBERED_BYTES and _remembered(folder) == state:
+        return None
+    for name, (_, crc) in seal.items():
+        if _crc(folder / name) != crc:
+            return f"the checksum of {name} differs"
+    if sum(size for size, _ in seal.values()) > REMEMBERED_BYTES:
+        _remember(folder, state)
     return None
+
+
+def _sealed(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and checksum by name."""
+    return {name: (int(size), int(crc)) for name, (size, crc) in json.loads((folder / SEAL).read_text()).items()}
+
+
+def _remembered(folder: Path) -> dict[str, list[int]] | None:
+    """Size, times and inode of the files when their checksums were last right, if that is not long ago."""
+    try:
+        fresh = 0 <= time.time() - (folder / CHECKED).stat().st_mtime < REMEMBERED_SECONDS
+        return json.loads((folder / CHECKED).read_text()) if fresh else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _remember(folder: Path, state: dict[str, list[int]]) -> None:
+    temporary = folder / f".{CHECKED}.{os.getpid()}"
+    try:
+        temporary.write_text(json.dumps(state))
+        os.replace(temporary, folder / CHECKED)
+    except OSError:  # a cache that others own, or a full disk: then it is checked again next time
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _crc(path: Path) -> int:

@@ -48,6 +48,8 @@ ROLES = {
     "sep": ("[SEP]", "<sep>", "</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
     "mask": ("[MASK]", "<mask>", "<|mask|>"),
 }
+UNSEEN = "\U0010fffd"  # a character of nobody's
+HOLES = 1_000_000  # ids that stand for nothing, at most
 PIECE_CHARS = 1 << 15  # a text longer than this is encoded in parts, which also lets several threads share it
 
 
@@ -65,6 +67,8 @@ class Tokenizer:
         self._vocab = inner.get_vocab(with_added_tokens=True)
         # Pieces may leave holes in the numbering of a foreign file: rows of the embedding, not entries, are counted.
         self.vocab_size: int = max(self._vocab.values()) + 1
+        if self.vocab_size > len(self._vocab) + HOLES:  # an embedding of so many rows would be made
+            raise ValueError(f"{len(self._vocab):,} entries, and ids up to {self.vocab_size - 1:,}")
         found = {role: next((self._vocab[n] for n in names if n in self._vocab), None) for role, names in ROLES.items()}
         self.pad_id, self.unk_id, self.mask_id = found["pad"], found["unk"], found["mask"]
         self.cls_id = found["cls"] if found["cls"] is not None else found["sep"]
@@ -88,9 +92,11 @@ class Tokenizer:
             near = nearest(path.name, [p.name for p in path.parent.glob("*")]) if path.parent.is_dir() else ""
             raise UserError(f"tokenizer.path={path}: there is no such file{near}; give a tokenizer.json or its folder")
         try:
-            return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+            made = cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+            made.encode(f"tried {UNSEEN}", special=True)  # a model may load, and fail at the first unknown word
+            return made
         except Exception as error:  # the library raises a bare Exception
-            why = str(error).splitlines()[0]
+            why = " ".join(str(error).split())[:200]
             raise UserError(f"tokenizer.path={path}: not a tokenizer.json of the tokenizers library ({why})") from error
 
     def save(self, path: str | Path) -> None:
@@ -184,13 +190,14 @@ class Tokenizer:
         if model["type"] != "BPE" or model["merges"] or self._spec["normalizer"] is not None:
             return None
         pre = self._spec["pre_tokenizer"]
-        if pre is None:
+        if pre is None and self.unk_id is not None:
             points = {ord(token): i for token, i in model["vocab"].items() if len(token) == 1}
             table = np.full(max(points, default=0) + 2, self.unk_id, dtype=np.int32)
             table[list(points)] = list(points.values())
             return table
-        if pre["type"] == "ByteLevel" and not pre["use_regex"] and not pre["add_prefix_space"]:
-            return np.array([model["vocab"].get(symbol, -1) for symbol in BYTE_SYMBOLS], dtype=np.int32)
+        level = pre is not None and pre["type"] == "ByteLevel" and not pre["use_regex"] and not pre["add_prefix_space"]
+        if level and all(symbol in model["vocab"] for symbol in BYTE_SYMBOLS):
+            return np.array([model["vocab"][symbol] for symbol in BYTE_SYMBOLS], dtype=np.int32)
         return None
 
     def _look_up(self, text: str) -> np.ndarray:

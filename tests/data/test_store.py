@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_tfm.data import store
 from lit_tfm.data.store import TokenStore, build_once, damage, in_batches, overlap, write_store, write_texts
 from lit_tfm.data.tokenizers import Byte, WordPiece
 from lit_tfm.errors import UserError
@@ -92,6 +93,7 @@ BUILDER = """
 import sys, time, os
 from pathlib import Path
 import numpy as np
+from lit_tfm.data import store
 from lit_tfm.data.store import TokenStore, build_once, write_store
 cache, log, start = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 def build(folder):
@@ -262,3 +264,84 @@ def test_examples_that_are_training_texts_as_well_are_counted(tmp_path):
     for name, pairs in {"trained": [("a", "b"), ("c", "d")], "tested": [("a", "b"), ("b", "a"), ("c", "b")]}.items():
         write_texts(tmp_path / name, [text for pair in pairs for text in pair], tokenizer)
     assert overlap(TokenStore(tmp_path / "tested"), TokenStore(tmp_path / "trained"), texts=2) == 1
+
+
+# -- every bit, every byte ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 17])
+def test_any_flipped_bit_and_any_cut_is_noticed(tmp_path, step):
+    """Every bit of every file, the seal's own included: noticed, or (a blank of the seal) without any effect."""
+    folder = build_once(tmp_path, "key", lambda folder: write_store(folder, [np.arange(40), np.arange(3)], 200))
+    seal = json.loads((folder / "seal.json").read_text())
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        for bit in range(0, 8 * len(content), step):
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            assert damage(folder) is not None or (path.name == "seal.json" and json.loads(flipped) == seal), (path, bit)
+        for size in range(0, len(content), step):
+            path.write_bytes(content[:size])
+            assert damage(folder) is not None, (path, size)
+        path.write_bytes(content)
+        assert damage(folder) is None
+
+
+def test_a_file_without_a_checksum_is_not_trusted(tmp_path):
+    folder = build_once(tmp_path, "key", _write)
+    seal = json.loads((folder / "seal.json").read_text())
+    del seal["train/tokens.bin"]
+    (folder / "seal.json").write_text(json.dumps(seal))
+    assert damage(folder) == "train/tokens.bin has no checksum"
+
+
+@pytest.mark.parametrize("touched", [False, True], ids=["rotten", "written"])
+def test_a_flipped_bit_in_large_files_is_noticed(tmp_path, monkeypatch, touched):
+    """Above REMEMBERED_BYTES checksums are believed for a day, unless a file was touched since."""
+    monkeypatch.setattr(store, "REMEMBERED_BYTES", 100)
+    reads = []
+    crc = store._crc
+    monkeypatch.setattr(store, "_crc", lambda path: reads.append(path.name) or crc(path))
+    folder = build_once(tmp_path, "key", _write)
+    reads.clear()
+    assert damage(folder) is None
+    assert sorted(reads) == ["meta.json", "offsets.bin", "tokenizer.json", "tokens.bin"]
+    assert damage(folder) is None
+    assert len(reads) == 4, "the second start believes the first"
+    tokens = folder / "train" / "tokens.bin"
+    content = bytearray(tokens.read_bytes())
+    content[200] ^= 4
+    tokens.write_bytes(content)
+    if not touched:  # the disk itself: no time changes, and the note of the check is a day old
+        note = folder / "checked.json"
+        noted = json.loads(note.read_text())
+        stat = tokens.stat()
+        noted["train/tokens.bin"] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        note.write_text(json.dumps(noted))
+        assert damage(folder) is None
+        os.utime(note, (time.time() - 90_000,) * 2)
+    assert damage(folder) == "the checksum of train/tokens.bin differs"
+    build_once(tmp_path, "key", _write)
+    np.testing.assert_array_equal(TokenStore(folder / "train").document(2), DOCUMENTS[2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 2}, "format 2, and this version reads 1"),
+        ({"dtype": "object"}, "tokens of type object"),
+        ({"tokens": -305}, "instead of -305"),
+        ({"documents": None}, "can't be used"),
+        ({"offsets": [0, 9, 5, 305]}, "does not cut the tokens into documents"),
+        ({"offsets": [0, 5, 5, 304]}, "does not cut the tokens into documents"),
+    ],
+)
+def test_a_store_that_contradicts_itself_is_refused(tmp_path, changes, said):
+    write_store(tmp_path, DOCUMENTS, 200)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    if "offsets" in changes:
+        np.array(changes.pop("offsets")).tofile(tmp_path / "offsets.bin")
+    (tmp_path / "meta.json").write_text(json.dumps(meta | changes))
+    with pytest.raises(UserError, match=said):
+        TokenStore(tmp_path)

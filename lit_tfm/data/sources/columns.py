@@ -1,11 +1,13 @@
 """Which columns of a row are text and label, and what the labels are called."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lit_tfm.errors import UserError, nearest
 
 Column = str | int
+NUMBER = re.compile(r"-?[0-9]{1,18}")
 MARKS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
@@ -77,7 +79,8 @@ class Columns:
         return [name for name, mark in zip(self.labels, marks, strict=True) if MARKS[mark]]
 
     def _label(self, value: object, where: str) -> str | list[str] | None:
-        if value is None or value == "" or value == -1:  # -1: how the hub hides the labels of a test split
+        # -1: how the hub hides the labels of a test split; not a number: how tables of numbers say that there is none
+        if value is None or value == "" or value == -1 or value != value:
             return None
         if isinstance(value, str) and self.label_separator:
             value = [part.strip() for part in value.split(self.label_separator) if part.strip()]
@@ -86,13 +89,15 @@ class Columns:
         return self._name(value, where)
 
     def _name(self, value: object, where: str) -> str:
+        if not isinstance(value, str | int | float):
+            raise UserError(f"{where}: a label is a {type(value).__name__}; give a name, a number or a list of names")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         text = str(value).strip()
         if self.labels is None or text in self.labels:
             return text
         known = ", ".join(self.labels)
-        if not text.lstrip("-").isdigit():
+        if not NUMBER.fullmatch(text):
             raise UserError(f"{where}: label '{text}' is not one of {known}{nearest(text, self.labels)}")
         number = int(text) - self.label_offset
         if not 0 <= number < len(self.labels):

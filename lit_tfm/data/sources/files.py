@@ -170,12 +170,12 @@ def _hidden(path: Path) -> bool:
 
 def _sha256(path: Path) -> str:
     stat = path.stat()
-    return _hash_of(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    return _hash_of(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _hash_of(path: Path, size: int, modified: int) -> str:
-    """Hash of the bytes; size and time of change are part of the cache's key."""
+def _hash_of(path: Path, size: int, modified: int, changed: int) -> str:
+    """Hash of the bytes, read once in a process while size and times stay; nobody can set `changed` back."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import logging
+import re
 import zlib
 from collections.abc import Iterator
 from itertools import chain
@@ -27,6 +28,8 @@ KINDS = {
 KIND_OF = {suffix: kind for kind, suffixes in KINDS.items() for suffix in suffixes}
 PACKED = (".zip", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz")
 BLOCK = 8 << 20
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # JSON may write half a character of UTF-16, which no text can hold
+LONE = re.compile("[\ud800-\udfff]")
 
 
 def kind_of(path: Path) -> str | None:
@@ -42,14 +45,15 @@ def read_blocks(path: Path, errors: str = "strict") -> Iterator[str]:
     """
     if path.suffix.lower() in PACKED:
         raise UserError(f"{path}: {path.suffix} archives are not read; unpack it, or pack the file itself as .gz")
-    offset, blank, replaced = 0, True, 0
+    offset, lines, blank, replaced = 0, 0, True, 0
     for data in _whole_lines(path):
         if errors == "replace":
             data, bad = _mended(data)
             replaced += bad
-        text = _decode(data, offset, path)
+        text = _decode(data, offset, lines, path)
         blank = blank and not text.strip()
         offset += len(data)
+        lines += data.count(b"\n")
         yield text
     if replaced:
         log.warning("%s: %d places that are not UTF-8 text were replaced (data.errors=replace)", path, replaced)
@@ -58,21 +62,21 @@ def read_blocks(path: Path, errors: str = "strict") -> Iterator[str]:
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    rest = b""
+    rest: list[bytes] = []  # joined once: a line may be as long as the file
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
             while block := file.read(BLOCK):
-                block = rest + block
                 end = block.rfind(b"\n") + 1
                 if end:
-                    yield block[:end]
-                rest = block[end:]
+                    yield b"".join([*rest, block[:end]])
+                    rest = []
+                rest.append(block[end:])
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a whole gzip file ({error}); pack or download it again") from error
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
-    if rest:
-        yield rest
+    if last := b"".join(rest):
+        yield last
 
 
 def _mended(data: bytes) -> tuple[bytes, int]:
@@ -87,7 +91,13 @@ def _mended(data: bytes) -> tuple[bytes, int]:
         return text.encode(), nuls + text.count("\ufffd") - data.count("\ufffd".encode())
 
 
-def _decode(data: bytes, offset: int, path: Path) -> str:
+def _decode(data: bytes, offset: int, lines: int, path: Path) -> str:
+    """`offset` bytes and `lines` lines stand before `data`: errors tell the place in the file."""
+
+    def place(at: int) -> str:
+        line = lines + data.count(b"\n", 0, at) + 1
+        return f"byte {offset + at:,}, line {line:,}"
+
     if offset == 0:
         if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise UserError(f"{path}: UTF-16 text; make it UTF-8: iconv -f UTF-16 -t UTF-8 {path} > NEW")
@@ -96,16 +106,13 @@ def _decode(data: bytes, offset: int, path: Path) -> str:
         if data[:2] == b"\x1f\x8b":
             raise UserError(f"{path}: a gzip file by its content; name it *.gz")
     if (nul := data.find(b"\0")) >= 0:
-        raise UserError(
-            f"{path}: binary, not text (a NUL at byte {offset + nul:,}); give UTF-8 text, or data.errors=replace"
-        )
+        raise UserError(f"{path}: binary, not text (a NUL at {place(nul)}); give UTF-8 text, or data.errors=replace")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        byte, place = data[error.start], offset + error.start
         raise UserError(
-            f"{path}: not UTF-8 (0x{byte:02x} at byte {place:,}); convert it: iconv -f LATIN1 -t UTF-8 {path} > NEW, "
-            "or type data.errors=replace"
+            f"{path}: not UTF-8 (0x{data[error.start]:02x} at {place(error.start)}); convert it: "
+            f"iconv -f LATIN1 -t UTF-8 {path} > NEW, or type data.errors=replace"
         ) from error
     if offset == 0:
         text = text.removeprefix("\ufeff")
@@ -143,24 +150,33 @@ def _separated(path: Path, kind: str, header: bool, delimiter: str | None, error
     )  # never all in memory
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     names: list[str | int] | None = None
+    begin = 1  # the line a row begins at: a quote that is never closed makes it end at the end of the file
     try:
         for values in reader:
+            where, begin = f"{path}: line {begin}", reader.line_num + 1
             if not values:
                 continue
             if names is None:
-                names = [name.strip() for name in values] if header else list(range(len(values)))
+                names = _header(values, where) if header else list(range(len(values)))
                 if header:
                     continue
             if len(values) != len(names):
-                found = f"{len(values)} fields, the first has {len(names)}"
-                raise UserError(f"{path}: line {reader.line_num} has {found}; mend that line")
-            yield f"{path}: line {reader.line_num}", dict(zip(names, values, strict=True))
+                raise UserError(f"{where} has {len(values)} fields, the first has {len(names)}; mend that line")
+            yield where, dict(zip(names, values, strict=True))
     except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: {error}; mend that line") from error
+        raise UserError(f"{path}: line {begin}: {error}; mend the row that begins there") from error
+
+
+def _header(values: list[str], where: str) -> list[str]:
+    """Names of the columns; those that have none (an index, written by pandas) are told apart by their position."""
+    names = [value.strip() or f"unnamed {position}" for position, value in enumerate(values)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{where}: column {twice!r} stands there twice; rename one of them")
+    return names
 
 
 def _json_lines(path: Path, errors: str) -> Iterator[tuple[str, Row]]:
-    number = 0
+    number = replaced = 0
     for block in read_blocks(path, errors):
         # Not splitlines(): a JSON string may hold U+2028 and its like.
         for line in block.removesuffix("\n").split("\n"):
@@ -169,11 +185,25 @@ def _json_lines(path: Path, errors: str) -> Iterator[tuple[str, Row]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+                if HALF.search(line):
+                    row, bad = _whole_characters(row, f"{path}: line {number}", errors)
+                    replaced += bad
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}: line {number} is not JSON ({error}); one object a line") from error
             if not isinstance(row, dict):
                 raise UserError(f"{path}: line {number} holds a {type(row).__name__}; one JSON object a line")
             yield f"{path}: line {number}", row
+    if replaced:
+        log.warning("%s: %d halves of characters (\\ud800 and the like) were replaced", path, replaced)
+
+
+def _whole_characters(row: object, where: str, errors: str) -> tuple[object, int]:
+    """The row without surrogates that stand alone, and how many there were. Raises UserError unless they may go."""
+    text = json.dumps(row, ensure_ascii=False)
+    if (lone := LONE.search(text)) and errors != "replace":
+        raise UserError(f"{where} holds half a character (\\u{ord(lone[0]):04x}); mend it, or type data.errors=replace")
+    text, count = LONE.subn("\ufffd", text)
+    return json.loads(text), count
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:

@@ -102,8 +102,8 @@ def test_marks_and_line_ends(tmp_path):
     [
         ("a.txt", b"", "the file is empty"),
         ("a.txt", b" \n\n", "empty (blanks only)"),
-        ("a.txt", b"fine\nthen\0not", "a NUL at byte 9)"),
-        ("a.txt", b"fine\nthen \xe9t\xe9", "not UTF-8 (0xe9 at byte 10)"),
+        ("a.txt", b"fine\nthen\0not", "a NUL at byte 9, line 2)"),
+        ("a.txt", b"fine\nthen \xe9t\xe9", "not UTF-8 (0xe9 at byte 10, line 2)"),
         ("a.txt", "text".encode("utf-16"), "UTF-16 text"),
         ("a.txt", gzip.compress(b"text", mtime=0), "a gzip file by its content"),
         ("a.txt.gz", b"text", "not a whole gzip file"),
@@ -131,8 +131,8 @@ def test_places_are_right_beyond_the_first_block(tmp_path, monkeypatch):
     text = "".join(f"line {i} ä\r\n" for i in range(50))
     write(tmp_path, a__txt=text, b__txt=text.encode() + b"\xff", c__txt=text.encode() + b"\0")
     assert reading.read_text(tmp_path / "a.txt") == text.replace("\r\n", "\n")
-    assert f"at byte {len(text.encode()):,})" in told(lambda: reading.read_text(tmp_path / "b.txt"))
-    assert f"at byte {len(text.encode()):,})" in told(lambda: reading.read_text(tmp_path / "c.txt"))
+    assert f"at byte {len(text.encode()):,}, line 51)" in told(lambda: reading.read_text(tmp_path / "b.txt"))
+    assert f"at byte {len(text.encode()):,}, line 51)" in told(lambda: reading.read_text(tmp_path / "c.txt"))
     write(tmp_path, d__jsonl=b'{"text": "xxxxxxxxxxxxxxxxx"}\n' * 7 + b"{")
     assert "line 8 is not JSON" in told(lambda: list(Files(str(tmp_path / "d.jsonl")).documents("train")))
 
