@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
@@ -96,20 +95,18 @@ def build_data(cfg: DictConfig) -> TextData:
 
 def build_task(cfg: DictConfig, facts: DataFacts) -> Task:
     model = make(cfg.model, vocab_size=facts.tokenizer.vocab_size)
-    targets.check([cfg.optimizer, cfg.schedule], "optimizer, schedule")
-    optimizer, schedule = instantiate(cfg.optimizer), instantiate(cfg.schedule)
+    optimizer, schedule = make(cfg.optimizer), make(cfg.schedule)
     return make(cfg.task, model=model, facts=facts, optimizer=optimizer, schedule=schedule)
 
 
 def make(node: DictConfig, **supplied: Any) -> Any:
     """The node's `_target_`, called with its keys and `supplied`.
 
-    Not `instantiate(node, **supplied)`: that turns dataclasses into configs, copies modules, and hides a UserError in
-    an exception of its own. Raises UserError for a `_target_` that no config may name.
+    Not Hydra's `instantiate`: that reads interpolations a second time after they were checked, turns dataclasses into
+    configs, copies modules, and hides a UserError in an exception of its own. Raises UserError for a `_target_` that no
+    config may name.
     """
-    targets.check(node, node._get_full_key(""))
-    keys = OmegaConf.to_container(node)
-    return instantiate(keys, _partial_=True, _convert_="all")(**supplied)
+    return targets.call(OmegaConf.to_container(node, resolve=True), node._get_full_key(""), **supplied)
 
 
 def tokens_an_example(data: TextData) -> int:

@@ -27,6 +27,7 @@ from yaml import YAMLError
 
 from lit_tfm import targets
 from lit_tfm.errors import UserError, nearest
+from lit_tfm.foreign import check_defaults, check_references, load_config
 
 _PACKAGE = Path(__file__).parent
 # A wheel carries conf/ and sweeps/ inside the package; a checkout has them beside it.
@@ -39,6 +40,7 @@ _PARAMETER = re.compile(rf"({'|'.join(TARGET_GROUPS)})\.[\w.]+=")
 _HOME = re.compile(r"^([\w.]+=)~(?=/|$)")  # a shell leaves it alone behind `key=`
 _EXPERIMENT = re.compile(r"^experiment=(['\"]?[^'\"]+\.ya?ml['\"]?)$")
 _files: dict[str, Path] = {}  # experiments that are files, by the name Hydra knows them by
+_of_loggers: set[str] = set()  # those of them that say how a run is logged
 # What Hydra raises for a mistake while composing: its own, omegaconf's, the yaml reader's.
 COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 # What build.py passes itself; a yaml that names them is as wrong as any unknown key.
@@ -75,9 +77,14 @@ def register(path: str | Path) -> str:
     # Hydra would call what stands under its own keys.
     if "hydra" in content or re.search(r"hydra|@", OmegaConf.to_yaml(content.get("defaults") or OmegaConf.create([]))):
         raise UserError(f"experiment={path}: an experiment sets keys of the run only, and this one sets Hydra's own")
+    plain = OmegaConf.to_container(content)
+    check_references(plain, f"experiment={path}")
+    check_defaults(plain.get("defaults") or [], groups(), f"experiment={path}")
     name = f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     ConfigStore.instance().store(name=name, node=content, group="experiment", package="_global_")
     _files[name] = path
+    if "logger" in plain or "logger" in str(plain.get("defaults")):
+        _of_loggers.add(name)
     return name
 
 
@@ -135,7 +142,9 @@ def finish(
         cfg.allow_targets = allowed  # what a yaml says of it counts for nothing
         cfg.name = cfg.name or chosen.get("experiment") or f"{chosen.get('model')}-{chosen.get('task')}"
     OmegaConf.resolve(cfg)
-    cfg = _continued(cfg, words)
+    cfg, composed = _continued(cfg, words), cfg
+    if cfg is composed and choices.get("experiment") not in _of_loggers:
+        targets.allow(_typed_loggers(cfg, words))
     if not keys_checked:
         check_keys(cfg)
     check_values(cfg)
@@ -154,11 +163,23 @@ def _continued(cfg: DictConfig, typed: list[str]) -> DictConfig:
     overrides = OverridesParser.create().parse_overrides(typed)
     if not stored.is_file() or any(override.key_or_group in groups() for override in overrides):
         return cfg
-    old = OmegaConf.load(stored)
+    old = load_config(stored)
     for override in overrides:
         if not override.key_or_group.startswith("hydra"):
             OmegaConf.update(old, override.key_or_group, override.value(), force_add=True)
     return old
+
+
+def _typed_loggers(cfg: DictConfig, typed: list[str]) -> list[str]:
+    """The modules of loggers that the command line itself asks for: `logger=wandb`, `logger.wandb.project=mine`."""
+    names: set[str] = set()
+    for override in OverridesParser.create().parse_overrides(typed):
+        group, _, rest = override.key_or_group.partition(".")
+        if group == "logger" and not override.is_delete():
+            chosen = override.value() if not rest else rest.partition(".")[0]
+            names |= {str(name) for name in (chosen if isinstance(chosen, list) else [chosen])}
+    nodes = [(cfg.get("logger") or {}).get(name) for name in sorted(names)]
+    return [module for node in nodes if node and (module := targets.sending(node.get("_target_"))) is not None]
 
 
 def default_output_dir(cfg: DictConfig) -> Path:

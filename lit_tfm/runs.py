@@ -26,6 +26,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lit_tfm.errors import UserError
+from lit_tfm.foreign import load_config
 
 _RECORDED = ("torch", "lightning", "torchmetrics", "hydra-core", "optuna", "datasets", "tokenizers", "numpy", "lit_tfm")
 COMMAND_VARIABLE = "LIT_TFM_COMMAND"  # for processes to which nothing was typed
@@ -99,7 +100,7 @@ class RunFolder:
             self.path.rmdir()
 
     def config(self) -> DictConfig:
-        return OmegaConf.load(self / "config.yaml")
+        return load_config(self / "config.yaml")
 
     def write_config(self, cfg: DictConfig) -> None:
         """Without the folder and the checkpoint gone on from: training from this config again is a new run."""

@@ -5,6 +5,12 @@ checked before anything is imported for it, and again after: only parts that a r
 tokenizers, optimizers, schedules, callbacks, loggers, metrics) of this package, torch, Lightning and torchmetrics.
 Being reachable is not enough: `lit_tfm.callbacks.record.subprocess.Popen` would be no part, wherever it is found.
 
+A logger that sends a run's numbers to another machine is a part as well, but only whoever starts the run can want
+that: it is made where the command line says so (`logger=wandb`), not because a file from elsewhere does.
+
+What was checked is what is called (`call`): a plain tree without interpolations, which would be read once for the check
+and once more, perhaps differently, for the call.
+
 Modules of one's own are allowed by typing `allow_targets=my_tasks`. What a stored config says about that counts for
 nothing. The word is kept in the environment, so that the ranks and trials that this process starts have it as well.
 """
@@ -14,7 +20,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -45,6 +51,14 @@ KINDS = {
 }
 MAKERS = ("lit_tfm.optim", "lit_tfm.callbacks")  # where functions make such a thing
 SCHEDULES = "lit_tfm.optim.schedules"  # number in, number out
+LOGGERS = "lightning.pytorch.loggers"
+STAYING = (
+    f"{LOGGERS}.tensorboard",
+    f"{LOGGERS}.csv_logs",
+    "lit_tfm.callbacks",
+)  # loggers that write into the run folder
+SPECIAL = ("_target_", "_partial_", "_args_")
+_PLACE = re.compile(r"dir|path|ur[il]|host")  # names of parameters that say where something is written or read
 _TYPED = re.compile(r"\+*allow_targets=")
 
 
@@ -97,6 +111,38 @@ def check(node: Any, path: str) -> None:
             check(node[key], f"{path}.{key}" if path else str(key))
 
 
+def call(node: Any, path: str, **supplied: Any) -> Any:
+    """`node`, a plain tree, with every `_target_` in it called, the innermost first; `supplied` goes to the outermost.
+
+    `_partial_` and `_args_` as in Hydra. Nothing is called before everything has been checked. Raises UserError for
+    what no config may name, and for a place on another machine.
+    """
+    check(node, path)
+    return _called(node, path, supplied)
+
+
+def _called(node: Any, path: str, supplied: dict[str, Any]) -> Any:
+    if isinstance(node, (list, tuple)):
+        return [_called(child, f"{path}[{i}]", {}) for i, child in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    given = {key: _called(value, f"{path}.{key}", {}) for key, value in node.items() if key not in SPECIAL}
+    if "_target_" not in node:
+        return {**given, **{key: node[key] for key in SPECIAL if key in node}}
+    made = find(node["_target_"], path)
+    for key, value in given.items():
+        if key.startswith("_"):
+            raise UserError(f"{path}.{key}={value}: of such keys there are {', '.join(SPECIAL)}")
+        away = isinstance(value, str) and "://" in value and _PLACE.search(key)
+        if away and not _under(made.__module__, allowed()):
+            module = made.__module__
+            raise UserError(f"{path}.{key}={value}: on another machine; if you trust it, type allow_targets={module}")
+    args = _called(node.get("_args_", []), f"{path}._args_", {})
+    if node.get("_partial_"):
+        return partial(made, *args, **{**given, **supplied})
+    return made(*args, **{**given, **supplied})
+
+
 def find(target: Any, path: str) -> Any:
     """What `target` names. Raises UserError where a config may not name it, or where there is no such thing."""
     return _find(str(target), path, allowed())
@@ -111,10 +157,29 @@ def _find(target: str, path: str, trusted: tuple[str, ...]) -> Any:
     except Exception as error:
         raise UserError(f"{path}._target_={target}: {' '.join(str(error).split())}") from error
     origin = str(getattr(found, "__module__", None))
-    if _under(origin, trusted) or (_under(origin, HOMES) and _is_part(found, origin)):
+    if _under(origin, trusted):
+        return found
+    if _under(origin, HOMES) and _is_part(found, origin):
+        if _sends_away(origin):
+            raise _sends(target, path, origin)
         return found
     name = getattr(found, "__qualname__", type(found).__name__)
     raise _refusal(target, path, origin, f" is {origin}.{name}" if f"{origin}.{name}" != target else "")
+
+
+def sending(target: Any) -> str | None:
+    """The module of a logger that sends what it is told to another machine; None for anything else."""
+    if not _under(str(target), (LOGGERS,)):
+        return None
+    try:
+        origin = str(get_object(str(target)).__module__)
+    except Exception:  # there is no such thing: `find` says so
+        return None
+    return origin if _sends_away(origin) else None
+
+
+def _sends_away(origin: str) -> bool:
+    return _under(origin, (LOGGERS,)) and not _under(origin, STAYING)
 
 
 def _under(name: str, homes: Iterable[str]) -> bool:
@@ -129,6 +194,15 @@ def _is_part(found: Any, origin: str) -> bool:
         return False
     returned = get_type_hints(found).get("return")
     return origin == SCHEDULES or (inspect.isclass(returned) and _is_part(returned, origin))
+
+
+def _sends(target: str, path: str, module: str) -> UserError:
+    name = path.rpartition(".")[2]
+    return UserError(
+        f"{path}._target_={target}: it sends what a run logs to another machine, which only the command line can ask "
+        f"for; type logger=[tensorboard,{name}] for a new run, allow_targets={module} to believe this config, or "
+        f"{path}=null"
+    )
 
 
 def _refusal(target: str, path: str, module: str, what: str = "") -> UserError:

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lit_tfm.errors import UserError
-from lit_tfm.runs import Result
+from lit_tfm.runs import Result, RunFolder
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -38,7 +38,7 @@ def run_rank(folder: Path) -> int:
     from lit_tfm.launch import tell
 
     try:
-        train(OmegaConf.load(folder / "config.yaml"), callbacks=trial_callbacks())
+        train(RunFolder(folder).config(), callbacks=trial_callbacks())
     except UserError as error:
         tell(error)
         return 2

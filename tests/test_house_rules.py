@@ -18,6 +18,7 @@ FLOORS = {
     "hf": 2,
     "callbacks": 3,
     # one floor together: the wiring and what it stands on
+    "foreign": 4,
     "targets": 4,
     "config": 4,
     "hardware": 4,

@@ -19,6 +19,7 @@ import optuna
 from omegaconf import DictConfig, OmegaConf
 
 from lit_tfm import config
+from lit_tfm.foreign import load_config
 from lit_tfm.runs import write_text
 from lit_tfm.search import status
 from lit_tfm.search.composer import word
@@ -93,7 +94,7 @@ def _config(trial: Outcome, settings: Any) -> DictConfig:
     """The trial's own config.yaml; where another machine has it, the config it was composed to."""
     own = trial.runs[0] / "config.yaml"
     if own.is_file():
-        return OmegaConf.load(own)
+        return load_config(own)
     return settings.compose(trial.params, trial.number, settings.seeds[0] if settings.seeds else None)
 
 

@@ -6,7 +6,7 @@ What comes out equals `config.compose` of the same words; a trial costs a few mi
 import copy
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ class Composer:
     `words` stand first, so what a trial sets wins over them.
     """
 
-    def __init__(self, words: list[str], config_dir: str | None = None) -> None:
+    def __init__(self, words: list[str], config_dir: str | None = None, allow_targets: Sequence[str] = ()) -> None:
         self.words, self.config_dir = list(words), config_dir
-        self._bases: dict[tuple, tuple[DictConfig, DictConfig, list[str]]] = {}
+        # All that counts as typed: the words may be those of a sweep's yaml, which may be somebody else's.
+        self._typed = [word("allow_targets", list(allow_targets))] if allow_targets else []
+        self._bases: dict[tuple, tuple[DictConfig, DictConfig]] = {}
         self._finished: dict[tuple, DictConfig] = {}
         self._checked: set[tuple] = set()  # combinations of keys
 
@@ -43,7 +45,7 @@ class Composer:
         Raises UserError as `config.compose` does.
         """
         chosen = {key: value for key, value in values.items() if key in self.groups}
-        base, choices, typed = self._base(chosen)
+        base, choices = self._base(chosen)
         cfg = copy.deepcopy(base)
         plain = {key: value for key, value in values.items() if key not in self.groups}
         try:
@@ -53,7 +55,7 @@ class Composer:
             raise config.explain(error) from error
         keys = (_key(chosen), frozenset(plain))
         seen = keys in self._checked and not any(isinstance(value, Mapping) for value in plain.values())
-        finished = config.finish(cfg, choices, typed, keys_checked=seen)
+        finished = config.finish(cfg, choices, self._typed, keys_checked=seen)
         self._checked.add(keys)
         return finished
 
@@ -80,11 +82,11 @@ class Composer:
         """The option of every group."""
         return self._base(chosen)[1]
 
-    def _base(self, chosen: Mapping[str, Any]) -> tuple[DictConfig, DictConfig, list[str]]:
+    def _base(self, chosen: Mapping[str, Any]) -> tuple[DictConfig, DictConfig]:
         key = _key(chosen)
         if key not in self._bases:
             words = [*self.words, *(word(group, option) for group, option in chosen.items())]
-            self._bases[key] = config.compose_unfinished(words, self.config_dir)
+            self._bases[key] = config.compose_unfinished(words, self.config_dir)[:2]
         return self._bases[key]
 
 

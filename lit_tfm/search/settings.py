@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_tfm import config
 from lit_tfm.errors import UserError, nearest
+from lit_tfm.foreign import check_references
 from lit_tfm.search.composer import Composer, read_word, word
 from lit_tfm.search.expressions import is_number
 from lit_tfm.search.samplers import GRID, build, check_sampler, grid
@@ -36,6 +37,7 @@ OWN = {
     "experiment": "write experiment=NAME beside the space, not in it",
 }
 MASK = "***"
+_KEY = re.compile(r"\+{0,2}[\w./@:-]+")  # one key of the command line, not several words of it
 # Of pruners: how far a trial is. Floats are shares of it, whole numbers what it reports.
 RESOURCES = ("min_resource", "max_resource", "n_warmup_steps", "interval_steps")
 
@@ -69,6 +71,14 @@ class SweepConfig:
     config_dir: str | None = None
     allow_targets: tuple[str, ...] = ()  # typed, never stored
 
+    def __post_init__(self) -> None:
+        """Raises UserError for keys that only whoever starts a sweep may set."""
+        for where, keys in (("fixed", self.fixed), ("space", self.space_raw)):
+            for key in keys:
+                top = re.split(r"[.@/]", str(key).lstrip("+~ /"))[0]
+                if top in ("allow_targets", "hydra") or not _KEY.fullmatch(str(key)):
+                    raise UserError(f"{where}.{key}: no key that a sweep may set; type allow_targets= itself as a word")
+
     # ---- what follows --------------------------------------------------------------------------------------------
 
     @property
@@ -85,7 +95,7 @@ class SweepConfig:
 
     @cached_property
     def composer(self) -> Composer:
-        return Composer(self.words(), self.config_dir)
+        return Composer(self.words(), self.config_dir, self.allow_targets)
 
     @cached_property
     def space(self) -> Space:
@@ -232,6 +242,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Raises UserError for what is no yaml, or names a key that a sweep does not have."""
     try:
         loaded = OmegaConf.load(path)
+        check_references(OmegaConf.to_container(loaded), path)
         raw = OmegaConf.to_container(loaded, resolve=True)
     except (OSError, UnicodeDecodeError, *config.COMPOSING) as error:
         raise UserError(f"{path}: can't be read: {' '.join(str(error).split())}") from error

@@ -1,0 +1,178 @@
+"""Yamls of somebody else: experiments, sweeps and run folders that reach for secrets, files, other machines or code."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from lit_tfm import build, config, targets
+from lit_tfm.errors import UserError
+from lit_tfm.runs import RunFolder
+from lit_tfm.search import settings
+from lit_tfm.trained import config_of
+
+SECRET = "hf_secret_of_a_user"
+MLFLOW = {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "http://127.0.0.1:9"}
+
+
+@pytest.fixture(autouse=True)
+def a_secret_and_nothing_allowed(monkeypatch) -> None:
+    monkeypatch.setenv("A_TOKEN", SECRET)
+    monkeypatch.setenv(targets.VARIABLE, "")
+
+
+def experiment(folder: Path, text: str) -> str:
+    path = folder / "stranger.yaml"
+    path.write_text(f"# @package _global_\n{text}\n")
+    return f"experiment={path}"
+
+
+def sweep(folder: Path, value: str) -> None:
+    (folder / "s.yaml").write_text(f"experiment: bert_small\nspace: {{}}\nconstraints: ['{value}']\n")
+    settings.read([f"sweep={folder / 's.yaml'}"])
+
+
+def run_folder(folder: Path, value: str) -> None:
+    (folder / "config.yaml").write_text(f"name: '{value}'\n")
+    config_of(RunFolder(folder))
+
+
+OPENINGS = {
+    "experiment": lambda folder, value: config.compose([experiment(folder, f"tags: ['{value}']")]),
+    "sweep": sweep,
+    "run": run_folder,
+}
+RESOLVERS = [
+    "${oc.env:A_TOKEN}",
+    "x${oc.env:A_TOKEN,y}",
+    "${oc.decode:${oc.env:A_TOKEN}}",
+    "${oc.${name}:A_TOKEN}",
+    "${hydra:runtime.cwd}",
+    "${oc.create:{_target_: os.system, command: ls}}",
+]
+
+
+@pytest.mark.parametrize("value", RESOLVERS)
+@pytest.mark.parametrize("kind", OPENINGS)
+def test_a_file_reads_no_environment(kind: str, value: str, tmp_path) -> None:
+    """What it read would stand in config.yaml, the curves, the report: wherever a run is shown."""
+    with pytest.raises(UserError, match=r"a yaml (may refer to keys|of a run has)") as caught:
+        OPENINGS[kind](tmp_path, value)
+    assert SECRET not in str(caught.value)
+
+
+def test_own_keys_and_words_may_be_referred_to(tmp_path) -> None:
+    assert config.compose([experiment(tmp_path, "tags: ['of ${seed}']")]).tags == ["of 1"]
+    assert config.compose(["tags=['${oc.env:A_TOKEN}']"]).tags == [SECRET]  # typed by whoever starts the run
+
+
+def test_what_is_checked_is_what_is_called(tmp_path) -> None:
+    """One interpolation, two meanings: in the whole config it is harmless, in the node alone it is a call."""
+    touched = tmp_path / "touched"
+    cfg = OmegaConf.create(
+        {
+            "evil": "torch.nn.Identity",
+            "model": {
+                "_target_": "lit_tfm.models.encoder.Encoder",
+                "evil": "os.system",
+                "d_ff": {"_target_": "${evil}", "command": f"touch {touched}"},
+            },
+        }
+    )
+    with pytest.raises((UserError, TypeError)):
+        build.make(cfg.model, vocab_size=9)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "/model: ../../../../{folder}/evil",
+        "/model: {folder}/evil",
+        "override /model: [bert_tiny, ../evil]",
+        "../../{folder}/evil",
+        "/elsewhere: bert_tiny",
+        "override /model: '${{seed}}'",
+        "optional /model: ..",
+    ],
+)
+def test_a_defaults_list_reads_no_other_file(entry: str, tmp_path) -> None:
+    """Hydra would follow the path, and what it finds there may set Hydra's own keys, which it calls unasked."""
+    call = f"{{_target_: os.system, command: touch {tmp_path / 'touched'}}}"
+    (tmp_path / "evil.yaml").write_text(f"# @package _global_\nhydra: {{callbacks: {{x: {call}}}}}\n")
+    with pytest.raises(UserError, match=r"defaults: .*the name of one of its yamls"):
+        config.compose([experiment(tmp_path, f"defaults:\n  - {entry.format(folder=tmp_path)}")])
+
+
+def test_a_defaults_list_of_names_is_followed(tmp_path) -> None:
+    text = "defaults:\n  - char_gpt\n  - override /model: gpt_tiny\n  - override /callbacks: [default, ema]"
+    cfg = config.compose([experiment(tmp_path, text)])
+    assert (cfg.choices.model, "ema" in cfg.callbacks) == ("gpt_tiny", True)
+
+
+# ---- who is told -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [f"logger: {{mine: {MLFLOW}}}", "defaults: [override /logger: [mlflow]]"])
+def test_a_file_can_not_have_a_run_sent_elsewhere(text: str, tmp_path) -> None:
+    given = experiment(tmp_path, text)
+    with pytest.raises(UserError, match=r"sends what a run logs to another machine.*allow_targets=lightning\S+mlflow"):
+        config.compose([given])
+    assert "mlflow" in str(config.compose([given, "allow_targets=lightning.pytorch.loggers.mlflow"]).logger).lower()
+
+
+def test_a_logger_is_asked_for_by_the_command_line(tmp_path) -> None:
+    assert config.compose(["logger=[tensorboard,mlflow]"]).logger.mlflow.experiment_name == "lit_tfm"
+    assert "lightning.pytorch.loggers.mlflow" in targets.allowed()
+
+
+def test_a_word_for_a_logger_does_not_trust_where_a_file_sends_it(tmp_path) -> None:
+    given = experiment(tmp_path, "logger: {mlflow: {tracking_uri: 'http://127.0.0.1:9'}}")
+    with pytest.raises(UserError, match="sends what a run logs"):
+        config.compose([given, "logger=[tensorboard,mlflow]"])
+
+
+def test_a_run_folder_can_not_either(tmp_path, session_cache, text_folder, run) -> None:
+    folder = run("experiment=bert_small", f"data.path={text_folder}", "trainer.max_steps=1", "data.val_limit=2").folder
+    cfg = OmegaConf.load(folder / "config.yaml")
+    cfg.logger.mine = MLFLOW
+    OmegaConf.save(cfg, folder / "config.yaml")
+    for words in ([f"resume={folder}"], [f"resume={folder}", "logger.mine.tags=null"]):
+        with pytest.raises(UserError, match="sends what a run logs"):
+            config.compose(words)
+    with pytest.raises(UserError, match="sends what a run logs"):
+        build.make_with(cfg.logger.mine, save_dir=folder)
+
+
+@pytest.mark.parametrize("key", ["save_dir", "root_dir", "dirpath"])
+def test_no_part_writes_to_another_machine(key: str) -> None:
+    """fsspec, behind Lightning's paths, would take the address."""
+    kind = "callbacks.ModelCheckpoint" if key == "dirpath" else "loggers.CSVLogger"
+    with pytest.raises(UserError, match="on another machine"):
+        build.make(OmegaConf.create({"_target_": f"lightning.pytorch.{kind}", key: "memory://x"}))
+
+
+# ---- sweeps ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["allow_targets", "++allow_targets", "+allow_targets", "hydra.searchpath", "a=b c"])
+@pytest.mark.parametrize("where", ["fixed", "space"])
+def test_a_sweep_can_not_allow_itself_anything(key: str, where: str, tmp_path) -> None:
+    touched = tmp_path / "touched"
+    parts = {"fixed": {"model": "bert_tiny"}, "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}}
+    parts[where][key] = ["os", "posix"] if where == "fixed" else {"choices": [["os"], ["posix"]]}
+    parts["fixed"]["model.d_ff"] = {"_target_": "os.system", "command": f"touch {touched}"}
+    (tmp_path / "s.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create({"experiment": "bert_small", **parts})))
+    with pytest.raises(UserError, match="no key that a sweep may set"):
+        settings.load([f"sweep={tmp_path / 's.yaml'}"])
+    assert targets.allowed() == ()
+    assert not touched.exists()
+
+
+def test_a_sweep_can_not_have_trials_sent_elsewhere(tmp_path) -> None:
+    text = "experiment: bert_small\nfixed: {logger: [mlflow], logger.mlflow.tracking_uri: 'http://127.0.0.1:9'}\n"
+    (tmp_path / "s.yaml").write_text(text + "space: {optimizer.lr: {low: 1e-4, high: 1e-2}}\n")
+    with pytest.raises(UserError, match="sends what a run logs"):
+        settings.load([f"sweep={tmp_path / 's.yaml'}"])
+    typed = "allow_targets=lightning.pytorch.loggers.mlflow"
+    assert settings.load([f"sweep={tmp_path / 's.yaml'}", typed]).allow_targets
