@@ -290,16 +290,30 @@ def data_record(data: TextData) -> dict[str, Any]:
     return {**data.records(), "multi_label": data.facts.multi_label}
 
 
-def resume_checkpoint(path: Path, task: Task) -> int:
-    """Check that the checkpoint belongs to this run's tokenizer, and count what it had done.
+def resume_checkpoint(path: Path, task: Task, forced: bool = False) -> int:
+    """Check that the checkpoint belongs to this run's tokenizer and model, and count what it had done.
 
-    Returns the optimizer step it was taken at.
+    Returns the optimizer step it was taken at. `forced` lets another tokenizer pass; weights of another shape never.
     """
     saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
-    if saved["lit_tfm"]["tokenizer"] != task.facts.tokenizer.hash:
+    if saved["lit_tfm"]["tokenizer"] != task.facts.tokenizer.hash and not forced:
         raise UserError(
             f"resume={path}: the checkpoint was trained with another tokenizer; "
             "type tokenizer.path=<its run>/tokenizer.json"
         )
+    check_shapes(path, {name: value.shape for name, value in saved["state_dict"].items()}, task)
     task.on_load_checkpoint(saved)  # whether it is finished may depend on its tokens and seconds
     return int(saved["global_step"])
+
+
+def check_shapes(path: Path, saved: dict[str, torch.Size], task: Task) -> None:
+    """Raises UserError where the checkpoint's weights are not those of this model, naming the first of them."""
+    own = {name: value.shape for name, value in task.state_dict().items()}
+    for name in [*own, *saved]:
+        there, here = saved.get(name), own.get(name)
+        if there != here:
+            size = ["absent" if shape is None else list(shape) for shape in (there, here)]
+            raise UserError(
+                f"resume={path}: its weights do not fit this model ({name}: {size[0]} there, {size[1]} here); "
+                f"type init_from={path.parent.parent} to take over those that fit"
+            )

@@ -164,6 +164,7 @@ def _continued(cfg: DictConfig, typed: list[str]) -> DictConfig:
     if not stored.is_file() or any(override.key_or_group in groups() for override in overrides):
         return cfg
     old = load_config(stored)
+    old.resume_force = False  # once is not for ever
     for override in overrides:
         if not override.key_or_group.startswith("hydra"):
             OmegaConf.update(old, override.key_or_group, override.value(), force_add=True)
@@ -260,6 +261,7 @@ VALUES = (
     ("deterministic", bool, None, None, False),
     ("test", bool, None, None, False),
     ("dry_run", bool, None, None, False),
+    ("resume_force", bool, None, None, False),
     ("cache_dir", str, None, None, False),
     ("trainer.num_nodes", int, 1, None, False),
     ("trainer.max_steps", int, 1, None, True),

@@ -12,8 +12,10 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -22,6 +24,7 @@ from omegaconf import DictConfig
 from lit_tfm.errors import UserError
 from lit_tfm.hardware import Hardware, choose
 
+T = TypeVar("T")
 RUN_VARIABLE = "LIT_TFM_RUN"  # the run folder, for ranks that lit_tfm started
 RESUME_VARIABLE = "LIT_TFM_RESUME"  # the checkpoint they go on from, if any
 MISTAKE = ".refused"  # in the run folder while a rank tells what it was refused for
@@ -138,6 +141,20 @@ def from_rank_zero(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def agreed(decide: Callable[[], T]) -> T:
+    """What rank 0 decides, on every rank; a UserError of its is raised on all of them."""
+    value, refusal = None, None
+    if rank() == 0:
+        try:
+            value = decide()
+        except UserError as error:
+            refusal = str(error)
+    value, refusal = from_rank_zero((value, refusal))
+    if refusal is not None:
+        raise UserError(refusal)
+    return value
 
 
 def rank() -> int:

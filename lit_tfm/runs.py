@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ from lit_tfm.foreign import load_config
 _RECORDED = ("torch", "lightning", "torchmetrics", "hydra-core", "optuna", "datasets", "tokenizers", "numpy", "lit_tfm")
 COMMAND_VARIABLE = "LIT_TFM_COMMAND"  # for processes to which nothing was typed
 ENDED = ("finished", "pruned")  # statuses of a run that has nothing left to do
+# What a run makes in its folder, as far as its first checkpoint.
+MADE = ("config.yaml", "command.txt", "environment.json", "data.json", "tokenizer.json", "metrics.csv", "summary.json")
 BESIDE = ("trial.json", "log.txt", "error.txt", ".lock")  # what a sweep keeps in a run's folder before it is one
 
 
@@ -94,6 +97,20 @@ class RunFolder:
     def status(self) -> str | None:
         """running, finished, pruned, stopped or failed; None where the folder does not say."""
         return self.read_json("summary.json").get("status") if (self / "summary.json").exists() else None
+
+    def clear_beginning(self) -> None:
+        """Empty the folder of a run that was stopped before its first checkpoint: it starts again.
+
+        Where anything else lies there, such as a checkpoint or a run that has ended, nothing is touched.
+        """
+        entries = [e for e in self.path.iterdir() if e.name not in BESIDE] if self.path.is_dir() else []
+        folder = self / "checkpoints"
+        kept = folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+        ours = all(e.name in MADE or e == folder or e.name.startswith(("events.out.tfevents.", ".")) for e in entries)
+        if kept or not ours or self.status() in ENDED:
+            return
+        for entry in entries:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def remove_if_empty(self) -> None:
         if not any(self.path.iterdir()):

@@ -8,26 +8,26 @@ import errno
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from lightning import Callback, Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from lit_tfm import hardware as machines
 from lit_tfm import launch, screens
 from lit_tfm.build import Parts, build, build_trainer, data_record, resume_checkpoint
-from lit_tfm.callbacks.checkpoint_files import check, newest
 from lit_tfm.callbacks.checkpoints import Checkpoints
 from lit_tfm.callbacks.preemption import Stopped
 from lit_tfm.callbacks.record import Record
-from lit_tfm.callbacks.tensorboard import HParams, flatten
+from lit_tfm.callbacks.tensorboard import HParams
 from lit_tfm.callbacks.trial import TrialReport
 from lit_tfm.config import default_output_dir
 from lit_tfm.errors import UserError
 from lit_tfm.models.cost import parameters
+from lit_tfm.resuming import check_same_run, find_checkpoint
 from lit_tfm.runs import ENDED, Result, RunFolder
 from lit_tfm.tasks.nonfinite import NonFiniteLoss
 
@@ -43,7 +43,7 @@ class Session:
         self.console = Console(quiet=quiet or launch.rank() > 0)
         self.hardware = machines.choose(cfg.trainer)
         launch.check(self.hardware)
-        self.resume = launch.handed_on() or find_checkpoint(cfg, self.console.print)
+        self.resume = launch.handed_on() or self._find_checkpoint()
 
     def run(self) -> Result:
         hush()
@@ -52,7 +52,7 @@ class Session:
         if self.resume is not None:
             check_same_run(self.cfg, RunFolder.open(self.resume.parent.parent))
         parts = build(self.cfg, self.hardware)
-        step = resume_checkpoint(self.resume, parts.task) if self.resume else None
+        step = self._check_resume(parts) if self.resume else None
         if step is not None and parts.task.progress.fraction(step) >= 1.0 and self._ended():
             return self._already_finished(parts, step)
         if self.hardware.world_size > 1 and not launch.started_from_outside():
@@ -60,6 +60,23 @@ class Session:
         if self.hardware.world_size > 1:
             launch.join(self.hardware)
         return self._fit(parts, self._folder(), step)
+
+    # ---- the checkpoint ------------------------------------------------------------------------------------
+
+    def _find_checkpoint(self) -> Path | None:
+        """All ranks get the one that rank 0 finds: a file may be whole for one of them and broken for another."""
+        several = self.hardware.world_size > 1 and launch.started_from_outside()
+        if not several or self.cfg.resume is None or self.cfg.dry_run:
+            return find_checkpoint(self.cfg, self.console.print)
+        launch.join(self.hardware)
+        return launch.agreed(lambda: find_checkpoint(self.cfg, self.console.print))
+
+    def _check_resume(self, parts: Parts) -> int:
+        """The step to go on at. Raises UserError where the data, the tokenizer or the weights are not the run's."""
+        forced = bool(self.cfg.get("resume_force"))
+        check_same_run(self.cfg, RunFolder.open(self.resume.parent.parent), parts.data.records())
+        parts.task.keeps_options = forced
+        return resume_checkpoint(self.resume, parts.task, forced)
 
     # ---- the folder ----------------------------------------------------------------------------------------
 
@@ -75,6 +92,8 @@ class Session:
         if self.resume is not None:
             return RunFolder(self.resume.parent.parent)
         wanted = self.cfg.output_dir
+        if wanted is not None and self.cfg.resume == "auto":
+            RunFolder(wanted).clear_beginning()
         return RunFolder.create(wanted or default_output_dir(self.cfg), exact=wanted is not None)
 
     # ---- ways to run ---------------------------------------------------------------------------------------
@@ -202,62 +221,6 @@ class Session:
 
 def record_of(trainer: Trainer) -> Record:
     return next(callback for callback in trainer.callbacks if isinstance(callback, Record))
-
-
-def check_same_run(cfg: DictConfig, run: RunFolder) -> None:
-    """Raises UserError where the config asks for another model, task or tokenizer than the run to go on with has."""
-    old = run.config()
-    differing = []
-    for group in ("model", "task", "tokenizer"):
-        before, now = flatten(OmegaConf.to_container(old[group])), flatten(OmegaConf.to_container(cfg[group]))
-        before["_target_"], now["_target_"] = old[group]["_target_"], cfg[group]["_target_"]
-        differing += [
-            f"{group}.{key}: {before.get(key)} -> {now.get(key)}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and key != "path"
-        ]
-    if differing:
-        raise UserError(
-            f"resume={run.path}: it was another run ({'; '.join(differing[:5])}); type resume={run.path} alone "
-            "to go on with its own config, or init_from= to start from its weights"
-        )
-
-
-def find_checkpoint(cfg: DictConfig, say: Callable[[str], None]) -> Path | None:
-    """The whole checkpoint that `resume` names; with `auto`, None where there is nothing to go on from.
-
-    Of a folder it is the newest that is whole; `say` is told of each newer one that is not. A file that is named must
-    be whole itself.
-    """
-    if cfg.resume is None:
-        return None
-    if cfg.resume == "auto":
-        folder = unfinished(cfg)
-        if folder is None:
-            return None
-    else:
-        folder = Path(cfg.resume)
-        if folder.is_file():
-            if wrong := check(folder):
-                raise UserError(f"resume={folder}: the checkpoint is broken ({wrong}); type resume={folder.parents[1]}")
-            return folder
-    found, broken = newest(folder / "checkpoints", cfg.resume)
-    for notice in broken:
-        say(f"{notice}; going on from {found.name}")
-    return found
-
-
-def unfinished(cfg: DictConfig) -> Path | None:
-    """output_dir, where it is named, else the newest run of this name that has not ended, if it has a checkpoint."""
-    if cfg.output_dir:
-        return Path(cfg.output_dir) if newest_time(Path(cfg.output_dir)) else None
-    folders = [folder for folder in (Path("outputs") / str(cfg.name)).glob("*") if newest_time(folder)]
-    return max((f for f in folders if RunFolder(f).status() not in ENDED), key=newest_time, default=None)
-
-
-def newest_time(run: Path) -> float:
-    """When a checkpoint was last taken; 0 where there is none."""
-    return max((path.stat().st_mtime for path in (run / "checkpoints").glob("[!.]*.ckpt")), default=0.0)
 
 
 def hush() -> None:

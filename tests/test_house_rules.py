@@ -28,6 +28,7 @@ FLOORS = {
     "trained": 4,
     "screens": 4,
     "session": 4,
+    "resuming": 4,
     "command_line": 4,
     "search": 4,
     "terminal": 0,  # nothing but the standard library

@@ -91,6 +91,7 @@ def cases() -> Iterator[Any]:
         ("bucketed classification, Lion", "plain", "step@6", False),  # 240 rows: the end of an epoch
         ("masked LM, AdamW", "two loader workers", "step@4", False),
         ("packed causal LM, Muon", "plain", "validation@3", True),
+        ("masked LM, AdamW", "plain", "step@1", True),
     }
     for recipe in RECIPES:
         for variant in VARIANTS:
@@ -154,10 +155,11 @@ def next_second(target: Path) -> None:
 def test_resumed_as_if_nothing_had_been(matrix, tmp_path, recipe, variant, moment, crash) -> None:
     target = tmp_path / "run"
     interrupt(matrix, target, recipe, variant, moment, crash)
-    if not any((target / "checkpoints").glob("*.ckpt")):  # killed before the first one: the run starts again
+    if any((target / "checkpoints").glob("*.ckpt")):
+        go_on(target)
+    else:  # killed before the first one: the same command starts the run again
         assert crash
-        return
-    go_on(target)
+        matrix(target, recipe, variant, "resume=auto")
     assert_identical(matrix.uninterrupted(recipe, variant), target)
 
 

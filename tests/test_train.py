@@ -310,7 +310,7 @@ def test_resume_needs_no_more_words_than_the_folder(run, masked, session_cache) 
 def test_resume_refuses_another_model_and_leaves_the_folder_as_it_was(run, masked) -> None:
     folder = run(*masked).folder
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    with pytest.raises(UserError, match=r"model.d_model: 32 -> 64"):
+    with pytest.raises(UserError, match=r"model.d_model: 32 there, 64 here"):
         train(config.compose([f"resume={folder}", "model.d_model=64", "trainer.max_steps=9"]), quiet=True)
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 

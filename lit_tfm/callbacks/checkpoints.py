@@ -90,6 +90,12 @@ class Checkpoints(Callback):
             checkpoint["loops"]["fit_loop"], trainer.global_step, trainer.accumulate_grad_batches
         )
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        # By this run's own accumulation, which may be another one: batches are counted, and steps are what is meant.
+        checkpoint["loops"]["fit_loop"] = between_steps(
+            checkpoint["loops"]["fit_loop"], checkpoint["global_step"], trainer.accumulate_grad_batches
+        )
+
     def state_dict(self) -> dict[str, Any]:
         return {"ranking": list(self.ranking)}
 

@@ -90,6 +90,7 @@ class Task(LightningModule):
         self.progress = Progress(max_steps=1)
         self.seed = 0
         self.flops_per_token: float | None = None
+        self.keeps_options = False  # the optimizer's options are the config's, also where a checkpoint has others
         self.stop_wanted = False  # by a signal to this rank
         self.stop_agreed = False  # by a signal to some rank, known to all since the last optimizer step
         self.measured: dict[str, float] = {}  # the last validation's or test's metrics, "val/loss" ..., exact
@@ -268,7 +269,15 @@ class Task(LightningModule):
     # ---- set-up -----------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Optimizer:
-        return self.make_optimizer(list(self.named_parameters()))
+        optimizer = self.make_optimizer(list(self.named_parameters()))
+        own = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]
+        self._options = own
+        return optimizer
+
+    def on_train_start(self) -> None:
+        if self.keeps_options:
+            for group, own in zip(self.trainer.optimizers[0].param_groups, self._options, strict=True):
+                group.update(own)
 
     def configure_model(self) -> None:
         """Shard under FSDP2: every block its own group, the rest (embedding, heads, norms) with the root."""
