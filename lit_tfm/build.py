@@ -15,6 +15,7 @@ from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from lit_tfm import targets
@@ -247,7 +248,10 @@ def load_weights(task: Task, source: Path) -> Transfer:
     tokenizer = run / "tokenizer.json"
     if tokenizer.exists() and Tokenizer.from_file(tokenizer).hash != task.facts.tokenizer.hash:
         raise UserError(f"init_from={source}: its tokenizer differs from this run's; type tokenizer.path={tokenizer}")
-    old, new = load_file(weights_file(source)), task.state_dict()
+    try:
+        old, new = load_file(weights_file(source)), task.state_dict()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"init_from={source}: no safetensors file that can be read ({error})") from error
     transfer = Transfer(source)
     for name in new:
         same_shape = name in old and old[name].shape == new[name].shape

@@ -38,6 +38,8 @@ CONF = ROOT / "conf"
 TARGET_GROUPS = ("model", "task", "data", "tokenizer", "optimizer", "schedule", "callbacks", "logger")
 _PARAMETER = re.compile(rf"({'|'.join(TARGET_GROUPS)})\.[\w.]+=")
 _HOME = re.compile(r"^([\w.]+=)~(?=/|$)")  # a shell leaves it alone behind `key=`
+# No way out of outputs/, and nothing that a terminal or a page obeys.
+_RUN_NAME = re.compile(r"(?!\.)[\w .,+=@()-]+(/(?!\.)[\w .,+=@()-]+)*")
 _EXPERIMENT = re.compile(r"^experiment=(['\"]?[^'\"]+\.ya?ml['\"]?)$")
 _files: dict[str, Path] = {}  # experiments that are files, by the name Hydra knows them by
 _of_loggers: set[str] = set()  # those of them that say how a run is logged
@@ -292,6 +294,8 @@ def check_values(cfg: DictConfig) -> None:
     for group in TARGET_GROUPS[:6]:
         if not isinstance(cfg.get(group), DictConfig):
             raise UserError(f"{group}={cfg.get(group)}: a run needs one; `--help` lists them")
+    if not _RUN_NAME.fullmatch(str(cfg.name)):
+        raise UserError(f"name={cfg.name}: a folder in outputs is called so; letters, digits, blanks and .,+=@-() only")
     for key, kind, low, high, optional in VALUES:
         value = OmegaConf.select(cfg, key)
         if value is None and optional:

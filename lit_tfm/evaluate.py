@@ -81,7 +81,7 @@ def evaluate(argv: list[str] | None = None) -> dict[str, Any]:
     given = arguments(argv)
     if given.resamples < 0 or given.mistakes < 0:
         raise UserError("--resamples and --mistakes are not negative")
-    RunFolder.open(given.run)  # a folder that is no run is told before anything heavy is imported
+    RunFolder.open(given.run).keep_inside()  # what is wrong with a folder is told before anything heavy is imported
 
     from rich.console import Console
 

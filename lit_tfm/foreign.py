@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from lit_tfm.errors import UserError
 
@@ -19,8 +21,13 @@ _OVERRIDE = re.compile(r"^(override|optional)\s+")
 
 
 def load_config(path: Path) -> DictConfig:
-    """A run's config.yaml: every value written out. Raises UserError for one that is not, and what OmegaConf raises."""
-    cfg = OmegaConf.load(path)
+    """A run's config.yaml: a table with every value written out. Raises UserError for anything else."""
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: can't be read ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(cfg, DictConfig):
+        raise UserError(f"{path}: holds no table of keys, as the config of a run does")
     check_references(OmegaConf.to_container(cfg), path, own_keys=False)
     return cfg
 

@@ -94,6 +94,19 @@ class RunFolder:
             )
         return cls(path)
 
+    def keep_inside(self) -> None:
+        """Raises UserError where a link in the folder leads out of it: what is written there would change that file."""
+        root = self.path.resolve()
+        for folder, folders, files in os.walk(root):
+            for name in (*folders, *files):
+                link = Path(folder, name)
+                if link.is_symlink() and not link.resolve().is_relative_to(root):
+                    place = self.path / link.relative_to(root)
+                    raise UserError(
+                        f"{place} is a link out of the folder, to {os.readlink(link)}: nothing is written through it; "
+                        "put what it points to in its place"
+                    )
+
     def status(self) -> str | None:
         """running, finished, pruned, stopped or failed; None where the folder does not say."""
         return self.read_json("summary.json").get("status") if (self / "summary.json").exists() else None

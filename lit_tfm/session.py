@@ -90,7 +90,9 @@ class Session:
 
     def _make_folder(self) -> RunFolder:
         if self.resume is not None:
-            return RunFolder(self.resume.parent.parent)
+            run = RunFolder(self.resume.parent.parent)
+            run.keep_inside()
+            return run
         wanted = self.cfg.output_dir
         if wanted is not None and self.cfg.resume == "auto":
             RunFolder(wanted).clear_beginning()

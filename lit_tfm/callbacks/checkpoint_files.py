@@ -12,7 +12,7 @@ import pickle
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -38,7 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.partial")
         try:
-            with open(temporary, "wb") as file:
+            with open_new(temporary) as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -64,8 +64,17 @@ def save_weights(checkpoint: Path, state: dict[str, Tensor]) -> None:
         seen.add(place)
     final = checkpoint.with_suffix(".safetensors")
     temporary = final.with_name(f".{final.name}.partial")
+    with open_new(temporary) as file:
+        mode = os.fstat(file.fileno()).st_mode & 0o777
     save_file(plain, temporary)
+    os.chmod(temporary, mode)  # save_file lets only the owner read it, whatever the umask
     os.replace(temporary, final)
+
+
+def open_new(path: Path) -> BinaryIO:
+    """For writing under a temporary name, in place of what a crash left there; a link there is not followed."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
 
 
 def keep_as(path: Path, name: str) -> None:

@@ -29,6 +29,8 @@ def look(words: list[str]) -> tuple[Path, optuna.Study]:
         raise UserError(
             f"{folder}: the password of its storage is kept nowhere; type storage=... as it was started with"
         )
+    if typed.get("storage") is None:
+        settings.check_storage(storage, folder / "sweep.yaml")
     name = str(stored.get("name", name))
     with reachable(storage, folder), contextlib.suppress(KeyError, FileNotFoundError):
         return folder, optuna.load_study(study_name=name, storage=_reading(storage, folder))

@@ -5,7 +5,9 @@ Several samplers fall back to random draws, silently, for what they can't do; he
 
 import importlib.util
 import inspect
+import io
 import math
+import pickle
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -45,9 +47,47 @@ def build(node: Mapping[str, Any], what: str, usual: Mapping[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return kind(**given)
+            return (CmaEs if kind is optuna.samplers.CmaEsSampler else kind)(**given)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{what}: {node['_target_']}: {' '.join(str(error).split())}") from error
+
+
+class CmaEs(optuna.samplers.CmaEsSampler):
+    """Optuna's own keeps its state in the study as a pickle, and a study may be somebody else's."""
+
+    def _restore_optimizer(self, completed_trials: list[optuna.trial.FrozenTrial]) -> Any:
+        """What the latest trial that has a state holds, None where none does. Raises UserError for another pickle."""
+        for trial in reversed(completed_trials):
+            parts = {k: str(v) for k, v in trial.system_attrs.items() if k.startswith(self._attr_key_optimizer)}
+            if not parts:
+                continue
+            try:
+                return _Unpickler(io.BytesIO(bytes.fromhex(self._concat_optimizer_attrs(parts)))).load()
+            except Exception as error:  # bytes from anywhere
+                raise UserError(
+                    f"trial {trial.number} of the study holds no state of CmaEsSampler ({error}); it was not executed; "
+                    "start another sweep with output_dir="
+                ) from error
+        return None
+
+
+class _Unpickler(pickle.Unpickler):
+    """Of what a CMA-ES optimizer is made of, and nothing else."""
+
+    MODULES = {
+        "cmaes._cma",
+        "cmaes._sepcma",
+        "cmaes._cmawm",
+        "numpy",
+        "numpy._core.multiarray",
+        "numpy.core.multiarray",
+    }
+    NAMES = {"CMA", "SepCMA", "CMAwM", "_reconstruct", "scalar", "ndarray", "dtype"}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in self.MODULES and name in self.NAMES:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
 
 
 def _class(target: str, what: str) -> type:

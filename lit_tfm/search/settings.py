@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import optuna
 from omegaconf import DictConfig, OmegaConf
@@ -37,6 +37,7 @@ OWN = {
     "experiment": "write experiment=NAME beside the space, not in it",
 }
 MASK = "***"
+LOCAL = ("localhost", "127.0.0.1", "::1")
 _KEY = re.compile(r"\+{0,2}[\w./@:-]+")  # one key of the command line, not several words of it
 # Of pruners: how far a trial is. Floats are shares of it, whole numbers what it reports.
 RESOURCES = ("min_resource", "max_resource", "n_warmup_steps", "interval_steps")
@@ -193,6 +194,20 @@ def masked(storage: str | None) -> str | None:
     return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", f":{MASK}@")))
 
 
+def check_storage(storage: Any, source: Path) -> None:
+    """Raises UserError where a file that may be somebody else's names a database on another machine."""
+    if not isinstance(storage, str) or "://" not in storage:
+        return
+    parts = urlsplit(storage)
+    asked = parse_qs(parts.query)
+    hosts = [parts.hostname, *(host for key in ("host", "hostaddr", "service") for host in asked.get(key, []))]
+    if any(host and host not in LOCAL and not host.startswith("/") for host in hosts):
+        raise UserError(
+            f"{source}: storage={masked(storage)}: another machine, which would be told of every trial; if you trust "
+            "it, type storage= yourself"
+        )
+
+
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +229,8 @@ def read(arguments: list[str], config_dir: str | Path | None = None) -> SweepCon
         raise UserError(f"type one sweep=NAME; there is {', '.join(known_sweeps())}, or sweep=PATH.yaml")
     path = find(str(names[0]))
     raw = read_yaml(path)
+    if path.parent != config.ROOT / "sweeps" and not any(key == "storage" for key, _ in typed):
+        check_storage(raw.get("storage"), path)
     for key, value in typed:
         if key != "sweep":
             _apply(raw, key, value)

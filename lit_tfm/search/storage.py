@@ -50,6 +50,8 @@ class FileLock(JournalFileOpenLock):
     def _mend(self) -> None:
         """Cut off half a line that a full disk left: nobody was told it was written, and no reader gets past it."""
         with open(self.journal, "rb+") as file:
+            if file.read(1) not in (b"{", b""):
+                raise ValueError("it holds something that is no study")
             end = file.seek(0, os.SEEK_END)
             start = max(0, end - 2**20)
             file.seek(start)

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lit_tfm.errors import UserError
 from lit_tfm.search.holders import GRACE, UNSIGNED, Holder, Observer, sign_of_life
-from lit_tfm.search.outcomes import trial_folder
+from lit_tfm.search.outcomes import read_yaml, trial_folder
 from lit_tfm.search.settings import SweepConfig
 from lit_tfm.search.space import Space
 from lit_tfm.search.storage import connect, is_journal, journal_path, reachable, shown
@@ -246,12 +246,21 @@ class Signature:
         self.worker, self.machine, self.pid, self.birth, self.root = worker, machine, pid, birth, root
 
     def holder(self, number: int, before: Holder | None = None) -> Holder:
-        """The next attempt. A folder that this machine sees is gone on with, wherever it lies."""
+        """The next attempt. A folder of this sweep that this machine sees is gone on with, wherever it lies."""
         own = trial_folder(self.root, number).resolve()
-        folder = before.folder if before and Path(before.folder).is_dir() else str(own)
+        folder = before.folder if before and self._of_this_sweep(before.folder, number) else str(own)
         attempt = before.attempt + 1 if before else 1
         lost = before.lost + (not before.released) if before else 0
         return Holder(self.worker, self.machine, self.pid, self.birth, folder, attempt, lost)
+
+    def _of_this_sweep(self, folder: str, number: int) -> bool:
+        """What no checkpoint is left of is removed before a trial starts again, and a study may be somebody else's: the
+        folder it names has to be this trial's, of a sweep with the same name."""
+        path = Path(folder)
+        sweep, own = path.parent.parent, read_yaml(self.root / "sweep.yaml").get("name")
+        if not path.is_dir() or path.is_symlink() or path != trial_folder(sweep, number):
+            return False
+        return own is not None and read_yaml(sweep / "sweep.yaml").get("name") == own
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------

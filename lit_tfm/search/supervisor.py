@@ -313,7 +313,8 @@ def status_yaml(settings: SweepConfig) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises UserError for a folder that holds something else than this sweep."""
+    """Raises UserError for a folder that holds something else than this sweep, or leads elsewhere."""
+    runs.RunFolder(folder).keep_inside()
     there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     if "sweep.yaml" not in there and {name for name in there if not name.strip(".").startswith(JOURNAL)}:
         raise UserError(f"output_dir={folder}: it holds something that is no sweep; name another folder")

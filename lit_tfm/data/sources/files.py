@@ -149,7 +149,7 @@ def _found(entry: str | Path) -> list[Path]:
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
         if known := [p for p in inside if kind_of(p) or (p.suffix == ".gz" and _split_of(p, path))]:
-            return known
+            return [_staying(p, path) for p in known]
         kinds = ", ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
         raise UserError(f"data.path={entry}: the folder holds no text; files that are read: {kinds} (also .gz)")
     if glob.has_magic(str(path)):
@@ -162,6 +162,19 @@ def _found(entry: str | Path) -> list[Path]:
     missing = path.relative_to(parent).parts[0] if path != parent else path.name
     near = nearest(missing, [p.name for p in parent.iterdir()])
     raise UserError(f"data.path={entry}: there is no {parent / missing}{near}; give a file, a folder or a glob")
+
+
+def _staying(file: Path, folder: Path) -> Path:
+    """The file. Raises UserError where it is a link out of the folder, which somebody else may have packed: a link to
+    a private file would make that training text. The hub's cache consists of links to its own blobs."""
+    root = folder.resolve()
+    homes = [root, *([root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [])]
+    if not any(file.resolve().is_relative_to(home) for home in homes):
+        raise UserError(
+            f"{file} is a link out of the folder, to {file.resolve()}; if that is meant, name the file itself: "
+            f"data.path={file}, or all of them: 'data.path={folder}/*'"
+        )
+    return file
 
 
 def _hidden(path: Path) -> bool:
