@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 READY := .venv/ready
 
-.PHONY: help setup train test soak lint format wheel clean
+.PHONY: help setup train test soak fuzz lint format wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
@@ -29,6 +29,13 @@ test: setup ## the test suite (two processes, one thread each)
 
 soak: setup ## the long tests as well
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow or not slow'
+
+FUZZED := text csv jsonl cache tokenizer checkpoint run_folder yaml
+SECONDS_EACH ?= 600
+
+fuzz: setup ## fuzz every reader of foreign bytes, 10 minutes each (SECONDS_EACH=60: one minute)
+	$(PIP) --editable '.[fuzz]'
+	for name in $(FUZZED); do $(BIN)/python fuzz/run.py $$name --seconds $(SECONDS_EACH) || exit $$?; done
 
 lint: setup ## ruff
 	$(BIN)/python -m ruff check .

@@ -139,11 +139,14 @@ def finish(
     chosen = {group: choices[group] for group in (*TARGET_GROUPS[:6], "experiment") if choices.get(group)}
     if chosen.get("experiment") in _files:
         chosen["experiment"] = _files[chosen["experiment"]].stem
-    with open_dict(cfg):
-        cfg.choices = chosen
-        cfg.allow_targets = allowed  # what a yaml says of it counts for nothing
-        cfg.name = cfg.name or chosen.get("experiment") or f"{chosen.get('model')}-{chosen.get('task')}"
-    OmegaConf.resolve(cfg)
+    try:
+        with open_dict(cfg):
+            cfg.choices = chosen
+            cfg.allow_targets = allowed  # what a yaml says of it counts for nothing
+            cfg.name = cfg.name or chosen.get("experiment") or f"{chosen.get('model')}-{chosen.get('task')}"
+        OmegaConf.resolve(cfg)
+    except COMPOSING as error:  # ${name} of nothing
+        raise explain(error) from error
     cfg, composed = _continued(cfg, words), cfg
     if cfg is composed and choices.get("experiment") not in _of_loggers:
         targets.allow(_typed_loggers(cfg, words))

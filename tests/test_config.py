@@ -54,6 +54,7 @@ def test_a_mistake_is_one_line_with_the_nearest_spelling(override: str, said: st
         ("model: {d_modle: 3}", "did you mean 'd_model'?"),
         ("trainer: {max_step: 3}", "did you mean 'max_steps'?"),
         ("bugdet: 10m", "did you mean 'budget'?"),
+        ("name: ${nmae}", "Interpolation key 'nmae' not found"),
     ],
 )
 def test_a_typo_inside_an_experiment_yaml_is_refused(tmp_path: Path, content: str, said: str) -> None:

@@ -241,10 +241,12 @@ def read_labels(folder: Path) -> tuple[list[str], np.ndarray]:
     """Names and codes, as written. Raises UserError where they are no longer."""
     try:
         names, codes = json.loads((folder / "labels.json").read_text(encoding="utf-8")), np.load(folder / "labels.npy")
-        if not isinstance(names, list) or codes.dtype.kind not in "iu" or codes.ndim not in (1, 2):
-            raise ValueError("no labels")
-    except (OSError, ValueError, EOFError, RecursionError, MemoryError) as error:
-        why = " ".join(str(error).split())[:90]
+        several = codes.ndim == 2 and codes.shape[1] == len(names)
+        one = codes.ndim == 1 and codes.min(initial=0) >= HIDDEN and codes.max(initial=HIDDEN) < len(names)
+        if codes.dtype.kind not in "iu" or not (several or one) or not all(isinstance(name, str) for name in names):
+            raise ValueError("names and codes do not belong together")
+    except Exception as error:  # whatever a reader stumbles over, the files are broken
+        why = " ".join(str(error).split())[:90] or type(error).__name__
         raise UserError(f"the labels in {folder} can't be used ({why}); delete that folder and start again") from error
     return names, codes
 
