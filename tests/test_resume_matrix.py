@@ -5,79 +5,17 @@ what is measured by a clock may differ. docs/reliability.md holds the table. The
 `make test`, all of them in `make soak`.
 """
 
-import os
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from lightning import Callback
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from identical import assert_identical
+from interruption import Crash, Interrupt, next_second
+from resume_cases import RECIPES, VARIANTS, options
 
 from lit_tfm import config
 from lit_tfm.train import train
-
-TINY = [
-    "model.d_model=16",
-    "model.n_layers=1",
-    "model.n_heads=2",
-    "model.dropout=0.2",
-    "trainer.precision=32",
-    "trainer.accelerator=cpu",
-    "trainer.log_every=1",
-    "trainer.max_steps=9",
-    "trainer.val_every=3",
-    "budget=null",
-    "seed=3",
-    "callbacks=[default,ema]",
-    "++callbacks.checkpoints.every=2",
-]
-BLOCKS = ["data.block_size=32", "data.batch_size=6", "data.val_limit=9", "tokenizer.vocab_size=300"]
-ROWS = ["data.batch_size=40", "test=false"]  # 216 rows to learn from: an epoch is 6 steps
-RECIPES = {
-    "packed causal LM, Muon": ["experiment=gpt_small", *BLOCKS],
-    "masked LM, AdamW": ["experiment=bert_small", "optimizer=adamw", *BLOCKS],
-    "span corruption, Adafactor": ["experiment=t5_small", "optimizer=adafactor", *BLOCKS],
-    "bucketed classification, Lion": ["experiment=emotion_bert", "data=csv", "optimizer=lion", *ROWS],
-}
-VARIANTS = {
-    "plain": [],
-    "accumulation": ["trainer.accumulate=3"],
-    "two loader workers": ["data.num_workers=2"],
-}
-
-
-class Crash(Exception):
-    """Power loss, as far as Python can tell: nothing is saved after it."""
-
-
-class Interrupt(Callback):
-    """At one moment of the run: a signal to this very process, or a crash."""
-
-    def __init__(self, moment: str, crash: bool) -> None:
-        self.place, self.number = moment.split("@")
-        self.crash = crash
-        self.validations = 0
-
-    def strike(self, place: str, number: int) -> None:
-        if place != self.place or number != int(self.number):
-            return
-        self.number = -1
-        if self.crash:
-            raise Crash
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx) -> None:
-        self.strike("micro", batch_idx + 1)
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.strike("step", trainer.global_step)
-
-    def on_validation_batch_start(self, trainer, task, batch, batch_idx, dataloader_idx=0) -> None:
-        self.strike("validation", trainer.global_step + batch_idx)
-
 
 MOMENTS = ["step@1", "step@4", "step@6", "validation@3", "micro@5", "step@7"]
 
@@ -108,15 +46,9 @@ def matrix(tmp_path_factory, session_cache, text_folder, labelled_csv):
     """`start(folder, recipe, variant, *more, callbacks=)`, and each recipe's uninterrupted run, made once."""
     folder, whole = tmp_path_factory.mktemp("matrix"), {}
 
-    def options(recipe: str, variant: str) -> list[str]:
-        data = labelled_csv if "classification" in recipe else text_folder
-        given = [*RECIPES[recipe], *TINY, *VARIANTS[variant]]
-        return [*given, f"data.path={data}", f"cache_dir={session_cache}"]
-
     def start(target: Path, recipe: str, variant: str, *more: str, callbacks=()) -> Path:
-        train(
-            config.compose([*options(recipe, variant), f"output_dir={target}", *more]), quiet=True, callbacks=callbacks
-        )
+        given = options(recipe, variant, text_folder, labelled_csv, session_cache)
+        train(config.compose([*given, f"output_dir={target}", *more]), quiet=True, callbacks=callbacks)
         return target
 
     def uninterrupted(recipe: str, variant: str, *more: str) -> Path:
@@ -131,7 +63,7 @@ def matrix(tmp_path_factory, session_cache, text_folder, labelled_csv):
 
 def interrupt(start, target: Path, recipe: str, variant: str, moment: str, crash: bool) -> None:
     with pytest.raises((SystemExit, Crash)) as ended:
-        start(target, recipe, variant, callbacks=[Interrupt(moment, crash)])
+        start(target, recipe, variant, callbacks=[Interrupt(moment, "crash" if crash else "signal")])
     if not crash:
         assert ended.value.code == 143
 
@@ -139,16 +71,6 @@ def interrupt(start, target: Path, recipe: str, variant: str, moment: str, crash
 def go_on(target: Path, *more: str) -> None:
     next_second(target)
     assert train(config.compose([f"resume={target}", *more]), quiet=True).status == "finished"
-
-
-def next_second(target: Path) -> None:
-    """TensorBoard orders event files by name: the second, the process, and a count as text, where 10 is before 9.
-
-    Only a test resumes in the same process and second.
-    """
-    newest = max(int(path.name.split(".")[3]) for path in target.glob("events.out.tfevents.*"))
-    while int(time.time()) <= newest:
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("recipe", "variant", "moment", "crash"), cases())
@@ -168,7 +90,7 @@ def test_resumed_twice_in_a_row(matrix, tmp_path) -> None:
     interrupt(matrix, target, recipe, variant, "micro@4", False)
     next_second(target)
     with pytest.raises(SystemExit):
-        train(config.compose([f"resume={target}"]), quiet=True, callbacks=[Interrupt("step@5", False)])
+        train(config.compose([f"resume={target}"]), quiet=True, callbacks=[Interrupt("step@5", "signal")])
     go_on(target)
     assert_identical(matrix.uninterrupted(recipe, variant), target)
 
@@ -184,48 +106,18 @@ def test_ended_at_max_steps_and_then_extended(matrix, tmp_path, recipe) -> None:
     assert_identical(expected, target, but_for_step=5)
 
 
-# ---- what is compared -----------------------------------------------------------------------------------------
-
-
-def assert_identical(expected: Path, found: Path, but_for_step: int | None = None) -> None:
-    one, two = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (expected, found))
-    ignored = {"seconds", "_ran"} if but_for_step is None else {"seconds", "_ran", "ranking", "metrics", "best"}
-    assert differences(one, two, ignored) == []
-    assert rows(found, but_for_step) == rows(expected, but_for_step)
-    assert curves(found, but_for_step) == curves(expected, but_for_step)
-
-
-def differences(one: Any, two: Any, ignored: set[str], path: str = "") -> list[str]:
-    """Places where two checkpoints differ in any bit."""
-    if isinstance(one, torch.Tensor):
-        return [] if one.dtype == two.dtype and torch.equal(one, two) else [path]
-    if isinstance(one, (list, tuple)):
-        one, two = dict(enumerate(one)), dict(enumerate(two))
-    if isinstance(one, dict):
-        if one.keys() != two.keys():
-            return [f"{path}: {sorted(map(str, one.keys() ^ two.keys()))} in one only"]
-        kept = one.keys() - ignored
-        return [place for key in kept for place in differences(one[key], two[key], ignored, f"{path}/{key}")]
-    return [] if one == two or (one != one and two != two) else [f"{path}: {one} and {two}"]
-
-
-def rows(run: Path, but_for_step: int | None) -> list[tuple[str, ...]]:
-    """metrics.csv without its clock."""
-    lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
-    kept = [(step, tokens, name, value) for step, _, tokens, name, value in lines if not name.startswith("speed/")]
-    return [row for row in kept if row[0] != str(but_for_step)]
-
-
-def curves(run: Path, but_for_step: int | None) -> dict[str, list[tuple[int, float]]]:
-    """TensorBoard's points as it shows them: purged ones are gone, none stands twice."""
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    events.Reload()
-    shown = {}
-    for tag in events.Tags()["scalars"]:
-        if tag.startswith(("speed/", "hp/")):
-            continue
-        points = [(event.step, event.value) for event in events.Scalars(tag)]
-        shown[tag] = [point for point in points if point[0] != but_for_step]
-        steps = [step for step, _ in points]
-        assert steps == sorted(set(steps)), (tag, steps)
-    return shown
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("end", ["signal", "crash"])
+def test_stopped_after_every_single_step(matrix, tmp_path, recipe, variant, end) -> None:
+    """Nine lives: each ends after the next step. A signal is agreed on in the step it comes in, so it comes before."""
+    accumulate = 3 if variant == "accumulation" else 1
+    target, every = tmp_path / "run", ["++callbacks.checkpoints.every=1"]
+    for step in range(1, 9):
+        next_second(target)
+        with pytest.raises((SystemExit, Crash)):
+            moment = f"step@{step}" if end == "crash" else f"batch@{(step - 1) * accumulate + 1}"
+            matrix(target, recipe, variant, *every, "resume=auto", callbacks=[Interrupt(moment, end)])
+    go_on(target)
+    assert_identical(matrix.uninterrupted(recipe, variant, *every), target)
