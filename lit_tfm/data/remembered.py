@@ -1,8 +1,8 @@
 """Encoding by words: each different word of a corpus goes through the tokenizer once, its repeats are looked up.
 
-Running text repeats itself (WikiText-2 has 33,278 different words among 2.1 million), and a tokenizer of ours never puts
-a token across the blank after a word; so the ids of a text are those of its words, one after the other. What is left
-for a repeated word is one dictionary look-up, done in C, and array operations.
+Running text repeats itself (WikiText-2 has 33,278 different words among 2.1 million), and a tokenizer of ours never
+puts a token across the blank after a word; so the ids of a text are those of its words, one after the other. What is
+left for a repeated word is one dictionary look-up, done in C, and array operations.
 """
 
 import re
