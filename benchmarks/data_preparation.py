@@ -46,11 +46,10 @@ def ours(path: Path, tokenizer: Path | None, cache: Path) -> Callable[[], dict]:
     return prepare
 
 
-def huggingface(path: Path, tokenizer: Path, cache: Path) -> Callable[[], dict]:
-    """run_mlm's preparation (not line by line, no padding), ready to start."""
+def run_mlm_blocks(path: Path, tokenizer: Path, cache: Path):
+    """What run_mlm (not line by line, no padding) prepares: blocks of all splits, and its tokenizer."""
     import datasets
-    from torch.utils.data import DataLoader
-    from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     datasets.disable_progress_bars()
     roles = {role: f"[{role[:-6].upper()}]" for role in ("pad_token", "unk_token", "cls_token", "sep_token")}
@@ -65,10 +64,19 @@ def huggingface(path: Path, tokenizer: Path, cache: Path) -> Callable[[], dict]:
         length = len(joined["input_ids"]) // BLOCK * BLOCK
         return {key: [ids[i : i + BLOCK] for i in range(0, length, BLOCK)] for key, ids in joined.items()}
 
+    raw = datasets.load_dataset("text", data_files=files, cache_dir=str(cache), keep_linebreaks=True)
+    tokens = raw.map(tokenize, batched=True, num_proc=2, remove_columns=["text"])
+    return tokens.map(group, batched=True, num_proc=2), fast
+
+
+def huggingface(path: Path, tokenizer: Path, cache: Path) -> Callable[[], dict]:
+    """run_mlm's preparation, ready to start."""
+    import datasets  # noqa: F401
+    from torch.utils.data import DataLoader
+    from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast  # noqa: F401
+
     def prepare() -> dict:
-        raw = datasets.load_dataset("text", data_files=files, cache_dir=str(cache), keep_linebreaks=True)
-        tokens = raw.map(tokenize, batched=True, num_proc=2, remove_columns=["text"])
-        blocks = tokens.map(group, batched=True, num_proc=2)
+        blocks, fast = run_mlm_blocks(path, tokenizer, cache)
         collator = DataCollatorForLanguageModeling(fast, mlm_probability=0.15)
         batch = next(iter(DataLoader(blocks["train"], BATCH, shuffle=True, collate_fn=collator)))
         return {"tokens": len(blocks["train"]) * BLOCK, "batch": list(batch["input_ids"].shape)}

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, open_dict
 
 from lit_tfm import config
 from lit_tfm.errors import UserError
+from lit_tfm.late_imports import quicken
 from lit_tfm.terminal import visible
 
 FULL = "HYDRA_FULL_ERROR"
@@ -21,6 +22,7 @@ def run_verb(verb: Callable[[], object]) -> int:
     `HYDRA_FULL_ERROR=1` brings the mistake's traceback. Other exceptions pass: they are defects, and their traceback is
     what is needed.
     """
+    quicken()
     try:
         verb()
         return 0

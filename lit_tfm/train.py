@@ -63,8 +63,10 @@ def trial_callbacks() -> "list[Callback]":
 
 def main() -> None:
     from lit_tfm.command_line import hydra_verb, run_verb
+    from lit_tfm.late_imports import quicken
 
     if folder := os.environ.get("LIT_TFM_RUN"):  # one rank of a run that launch.py started
+        quicken()
         sys.exit(run_rank(Path(folder)))
     sys.exit(run_verb(lambda: hydra_verb(train, check_grid)))
 
