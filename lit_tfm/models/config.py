@@ -13,7 +13,7 @@ WORDS = {
 }
 WHOLE = (
     *("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "n_decoder_layers", "max_length"),
-    *("n_segments", "position_buckets", "position_max_distance"),
+    *("n_segments", "position_buckets", "position_max_distance", "neighbours"),
 )
 
 
@@ -45,6 +45,7 @@ class TransformerConfig:
     norm_position: str = "pre"  # pre | post | rezero
     norm_eps: float = 1e-6
     embedding_norm: bool = True
+    neighbours: int = 0  # tokens before (encoder: and behind) each whose embeddings join its own, see nn/neighbours.py
     scale_embeddings: bool = False  # times sqrt(d_model), Vaswani et al. 2017
     activation: str = "relu2"  # gelu | gelu_tanh | relu | relu2 | silu
     gated: bool = False
@@ -77,7 +78,7 @@ class TransformerConfig:
     def check(self) -> None:
         """Raises UserError for what no model can be built from."""
         for name in WHOLE:
-            value, least = getattr(self, name), 0 if name == "n_segments" else 1
+            value, least = getattr(self, name), 0 if name in ("n_segments", "neighbours") else 1
             if not _whole(value) or value < least:
                 raise UserError(f"model.{name}={value}; a whole number of at least {least} is needed{_example(name)}")
         for name, words in WORDS.items():

@@ -43,11 +43,18 @@ def flops_per_token(
     """
     head = 2 * config.d_model * config.vocab_size * head_share
     if kind != "encoder_decoder":
-        return 3.0 * (config.n_layers * _layer(config, length) + head)
+        entry = _neighbours(config, both_sides=kind == "encoder")
+        return 3.0 * (entry + config.n_layers * _layer(config, length) + head)
     target = target_length or length
-    encoder = length * config.n_layers * _layer(config, length)
+    encoder = length * (_neighbours(config, both_sides=True) + config.n_layers * _layer(config, length))
     decoder = config.n_decoder_layers * (target * _layer(config, target) + _cross(config, target, length))
+    decoder += target * _neighbours(config, both_sides=False)
     return 3.0 * (encoder + decoder + target * head) / (length + target)
+
+
+def _neighbours(config: TransformerConfig, both_sides: bool) -> float:
+    """Forward operations per token of what mixes the embeddings of neighbours."""
+    return 2 * config.d_model**2 * config.neighbours * (2 if both_sides else 1)
 
 
 def _layer(config: TransformerConfig, length: int) -> float:

@@ -15,6 +15,7 @@ from lit_tfm.nn.block import Block
 from lit_tfm.nn.cache import KVCache
 from lit_tfm.nn.init import init_weights
 from lit_tfm.nn.masks import Mask, leading_padding, self_mask
+from lit_tfm.nn.neighbours import Neighbours
 from lit_tfm.nn.norm import Norm
 from lit_tfm.nn.positions import positions
 
@@ -45,6 +46,10 @@ class Stack(nn.Module):
             max_distance=config.position_max_distance,
         )
         self.embedding_norm = _norm(config) if config.embedding_norm else nn.Identity()
+        self.neighbours = None
+        if config.neighbours:
+            self.neighbours = Neighbours(config.d_model, config.neighbours, causal=causal)
+            self.neighbours_norm = _norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.value_embedding = None
         if config.value_embeddings:
@@ -73,7 +78,7 @@ class Stack(nn.Module):
         start = 0 if cache is None else cache.length
         self.positions.check(start + tokens)
         seen = attention_mask if cache is None else cache.see(attention_mask, batch, tokens)
-        x = self._enter(x, start, seen)
+        x = self._enter(x, start, seen, document_ids, cache)
         options = {
             "mask": self._mask(x, start, seen, document_ids),
             "memory_mask": memory_mask,
@@ -104,7 +109,9 @@ class Stack(nn.Module):
             weights.cross.extend([] if cross is None else [cross])
         return x, weights
 
-    def _enter(self, x: Tensor, start: int, seen: Tensor | None) -> Tensor:
+    def _enter(
+        self, x: Tensor, start: int, seen: Tensor | None, documents: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         if self.embedding_scale is not None:
             x = x * self.embedding_scale
         if self.positions.absolute and seen is not None:
@@ -112,7 +119,11 @@ class Stack(nn.Module):
             x = self.positions.embed(x, start - leading_padding(seen))
         else:
             x = self.positions.embed(x, start)
-        return self.dropout(self.embedding_norm(x))
+        x = self.embedding_norm(x)
+        if self.neighbours is not None:
+            before = None if cache is None else cache.embedded(x)
+            x = self.neighbours_norm(self.neighbours(x, before=before, seen=seen, documents=documents))
+        return self.dropout(x)
 
     def _mask(self, x: Tensor, start: int, seen: Tensor | None, documents: Tensor | None) -> Mask:
         """Built once, shared by all layers."""

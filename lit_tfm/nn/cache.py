@@ -52,6 +52,7 @@ class KVCache:
         self.length = 0
         self.seen: Tensor | None = None  # (B, max_length) bool, once a padding mask was given
         self._layers: dict[int, LayerCache] = {}
+        self._embedded: Tensor | None = None  # (B, max_length, C), only of a model whose tokens look at neighbours
 
     def layer(self, index: int) -> LayerCache:
         return self._layers.setdefault(index, LayerCache(self.max_length))
@@ -72,6 +73,13 @@ class KVCache:
             self.seen[:, self.length : stop] = attention_mask
         return self.seen[:, :stop]
 
+    def embedded(self, x: Tensor) -> Tensor:
+        """Note the embedded new tokens (B, T, C); those before them, (B, length, C), as a view."""
+        if self._embedded is None:
+            self._embedded = x.new_empty(x.size(0), self.max_length, x.size(2))
+        self._embedded[:, self.length : self.length + x.size(1)] = x
+        return self._embedded[:, : self.length]
+
     def advance(self, tokens: int) -> None:
         self.length += tokens
 
@@ -90,3 +98,5 @@ class KVCache:
             layer.reorder(rows, self.length, memory)
         if self.seen is not None:
             self.seen = self.seen[rows]
+        if self._embedded is not None:
+            self._embedded = self._embedded[rows]

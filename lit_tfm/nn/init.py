@@ -6,7 +6,7 @@ Two families:
 - `std` None: a matrix has variance 1 / fan_in (LeCun et al. 1998), which keeps the variance of what flows through;
   embedded tokens have variance 1. T5 starts like this too (Raffel et al. 2020, the defaults of Mesh TensorFlow).
 `zero_residual` starts the last matrix of every sublayer at zero: a pre-norm block is then the identity (Zhang et al.
-2019, Fixup). Biases start at 0, norm gains at 1, ReZero gains at 0, value gains at 0.5.
+2019, Fixup). Biases start at 0, norm gains at 1, ReZero gains and the weights of neighbours at 0, value gains at 0.5.
 """
 
 import math
@@ -15,6 +15,7 @@ from torch import nn
 
 from lit_tfm.nn.attention import Attention
 from lit_tfm.nn.feed_forward import FeedForward
+from lit_tfm.nn.neighbours import Neighbours
 from lit_tfm.nn.norm import Norm, Residual
 from lit_tfm.nn.positions import Learned, Positions, T5Buckets
 
@@ -32,6 +33,8 @@ def init_weights(
             nn.init.normal_(module.weight, std=std or table_std)
         elif isinstance(module, Norm):
             _reset_norm(module)
+        elif isinstance(module, Neighbours):
+            nn.init.zeros_(module.weight)
         elif isinstance(module, Residual) and module.gain is not None:
             nn.init.zeros_(module.gain)
         elif isinstance(module, Positions):

@@ -15,7 +15,7 @@ Named = tuple[str, nn.Parameter]
 
 
 class Groups(NamedTuple):
-    matrices: list[Named]  # 2-D, inside the blocks
+    matrices: list[Named]  # 2-D, inside the blocks or between neighbours
     embeddings: list[Named]  # embeddings, heads, and whatever else has two or more dimensions
     vectors: list[Named]  # fewer than two dimensions: never decayed
 
@@ -23,7 +23,7 @@ class Groups(NamedTuple):
 def split(named_parameters: Iterable[Named]) -> Groups:
     """Every parameter lands in exactly one group; a tied one counts once, under the first of its names.
 
-    A 2-D parameter is a hidden matrix when its qualified name contains "blocks.".
+    A 2-D parameter is a hidden matrix when its qualified name contains "blocks." or "neighbours.".
     """
     unique: dict[int, Named] = {}
     for name, parameter in named_parameters:
@@ -32,7 +32,7 @@ def split(named_parameters: Iterable[Named]) -> Groups:
     for name, parameter in unique.values():
         if parameter.ndim < 2:
             groups.vectors.append((name, parameter))
-        elif parameter.ndim == 2 and "blocks." in name:
+        elif parameter.ndim == 2 and ("blocks." in name or "neighbours." in name):
             groups.matrices.append((name, parameter))
         else:
             groups.embeddings.append((name, parameter))

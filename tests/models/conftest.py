@@ -21,7 +21,7 @@ def build(kind: str, **options) -> torch.nn.Module:
     model = ARCHITECTURES[kind](**{**sizes, "zero_init": False, **options})
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim == 1 or not parameter.any():
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     return model.eval()
 

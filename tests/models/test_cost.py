@@ -7,7 +7,7 @@ from lit_tfm.models.cost import flops_per_token, parameters
 from lit_tfm.nn.heads import LMHead
 
 GROUPED = {"n_kv_heads": 2, "gated": True}
-ODD = {"head_dim": 8, "n_layers": 1, "n_decoder_layers": 3}
+ODD = {"head_dim": 8, "n_layers": 1, "n_decoder_layers": 3, "neighbours": 2}
 
 
 @pytest.mark.parametrize("options", [{}, GROUPED, ODD], ids=["plain", "grouped", "odd"])

@@ -24,6 +24,7 @@ OPTIONS = st.fixed_dictionaries(
     {
         **{name: st.sampled_from(words) for name, words in WORDS.items()},
         **{name: st.booleans() for name in SWITCHES},
+        "neighbours": st.integers(0, 3),
         "n_layers": st.integers(1, 3),
         "n_decoder_layers": st.integers(1, 2),
         "n_kv_heads": st.sampled_from([1, 2, 4]),

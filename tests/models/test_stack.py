@@ -36,6 +36,7 @@ CHANGES = {
     "qk_norm": (False, {}),
     "attention_scale": (1.0, {}),
     "value_embeddings": (True, {}),
+    "neighbours": (2, {}),
     "bias": (True, {}),
     "dropout": (0.5, {}),
     "tie_embeddings": (True, {"positions": "learned", "embedding_norm": False}),  # smaller rows

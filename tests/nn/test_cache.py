@@ -43,6 +43,7 @@ def test_reorder_moves_rows_of_every_part():
     cache.layer(0).extend(keys, keys + 1, 0)
     cache.layer(0).memory = (keys + 2, keys + 3)
     cache.see(torch.tensor([[True], [False]]), 2, 1)
+    assert cache.embedded(keys[:, 0]).size(1) == 0
     cache.advance(1)
     cache.reorder(rows)
     layer = cache.layer(0)
@@ -51,6 +52,7 @@ def test_reorder_moves_rows_of_every_part():
     assert torch.equal(layer.memory[0], keys[rows] + 2)
     assert torch.equal(layer.memory[1], keys[rows] + 3)
     assert cache.seen[:, 0].tolist() == [False, False, True]
+    assert torch.equal(cache.embedded(keys[rows, 0]), keys[rows, 0])
 
 
 def test_reorder_among_rows_of_one_memory_leaves_it_and_what_is_not_written():

@@ -8,6 +8,7 @@ class Tiny(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(7, 4)
+        self.neighbours = nn.Linear(4, 8, bias=False)
         self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4)])
         self.scale = nn.Parameter(torch.tensor(0.5))
         self.head = nn.Linear(4, 7, bias=False)
@@ -20,7 +21,7 @@ def names(members):
 
 def test_rule():
     groups = split(Tiny().named_parameters())
-    assert names(groups.matrices) == ["blocks.0.weight"]
+    assert names(groups.matrices) == ["neighbours.weight", "blocks.0.weight"]
     assert names(groups.embeddings) == ["embedding.weight"]
     assert names(groups.vectors) == ["scale", "blocks.0.bias", "blocks.1.weight", "blocks.1.bias"]
 

@@ -51,6 +51,7 @@ def test_momentum_is_nesterovs():
         ("qkv", (16, 8), [8, 4, 4]),  # grouped heads
         ("kv", (16, 8), [8, 8]),
         ("up", (24, 8), [24]),
+        ("neighbours", (24, 8), [8, 8, 8]),
     ],
 )
 def test_fused_projections_are_orthogonalised_by_part(name, shape, parts):

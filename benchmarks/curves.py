@@ -1,0 +1,97 @@
+"""How a loss falls (or an accuracy rises) with training time: both sides measured by one function, outside the clock.
+
+Training time is that of the steps with all that belongs to one (batches, forward, backward, optimizer, the framework's
+own work); start-up and evaluation are not in it, on either side.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import torch
+from lightning import Callback
+
+from lit_tfm.build import build_data, build_task
+from lit_tfm.config import compose
+from lit_tfm.tasks.base import Batch, Task
+from lit_tfm.train import train
+
+PICTURES = Path(__file__).parents[1] / "docs" / "images"
+
+
+class Point(NamedTuple):
+    step: int
+    seconds: float
+    value: float
+
+
+Curve = list[Point]
+
+
+def reached(curve: Curve, target: float, rising: bool = False) -> Point | None:
+    """The first point at least as good as the target."""
+    return next((p for p in curve if (p.value >= target if rising else p.value <= target)), None)
+
+
+class Watch(Callback):
+    """Measures the task every so many steps and at the end, while the run's clock of training stands still."""
+
+    def __init__(self, measure: Callable[[Task], float], every: int) -> None:
+        self.measure, self.every = measure, every
+        self.curve: Curve = []
+
+    def on_train_batch_end(self, trainer, task: Task, outputs, batch, batch_idx: int) -> None:
+        step = trainer.global_step
+        if step % self.every and task.progress.fraction(step) < 1.0:
+            return
+        with task.progress.paused():
+            task.eval()
+            self.curve.append(Point(step, task.progress.elapsed(), self.measure(task)))
+            task.train()
+
+
+def train_ours(words: Sequence[str], measure: Callable[[Task], float], every: int) -> tuple[Curve, int]:
+    """The product's own run, as typed with these words: the curve, and the number of parameters."""
+    watch = Watch(measure, every)
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = compose([*words, f"output_dir={folder}/run", "trainer.val_every=1.0"])
+        result = train(cfg, quiet=True, callbacks=[watch])
+    return watch.curve, result.summary["parameters"]
+
+
+def validation(words: Sequence[str]) -> tuple[list[Batch], "object"]:
+    """The product's own validation batches of a run, and its data module."""
+    cfg = compose(list(words))
+    data = build_data(cfg)
+    data.connect(build_task(cfg, data.facts).collator(), cfg.seed)
+    return list(data.val_dataloader()), data
+
+
+@torch.no_grad()
+def mean(parts: Iterable[tuple[torch.Tensor, int]]) -> float:
+    """Sums and counts -> the mean over all."""
+    total = count = 0.0
+    for part, number in parts:
+        total, count = total + float(part), count + number
+    return total / count
+
+
+def picture(name: str, curves: Mapping[str, Sequence[Curve]], target: float, title: str, value: str) -> Path:
+    """docs/images/<name>.png: every seed a thin line, the target dashed."""
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=150)
+    for color, (label, runs) in zip(("tab:blue", "tab:orange"), curves.items(), strict=False):
+        for index, run in enumerate(runs):
+            style = {"color": color, "linewidth": 1.0, "label": label if index == 0 else None}
+            axes.plot([p.seconds for p in run], [p.value for p in run], **style)
+    axes.axhline(target, color="gray", linestyle="--", linewidth=0.8, label=f"target {target:.3f}")
+    axes.set(title=title, xlabel="training seconds", ylabel=value)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    file = PICTURES / f"{name}.png"
+    figure.savefig(file)
+    plt.close(figure)
+    return file
