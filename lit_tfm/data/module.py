@@ -190,8 +190,10 @@ class TextData(LightningDataModule, ABC):
         def build(folder: Path) -> None:
             log.info("tokenizing the %s split of %s", split, source.name)
             self.build(folder, source, split, tokenizer)
+            _check_unchanged(source, fingerprint)
 
-        parts = [VERSION, type(self).__name__, source.fingerprint(), source.key(split), tokenizer.hash, self.layout()]
+        fingerprint = source.fingerprint()
+        parts = [VERSION, type(self).__name__, fingerprint, source.key(split), tokenizer.hash, self.layout()]
         return build_once(self.cache_dir / "tokens", digest(parts), build)
 
     def _tokenizer(self, source: HeldOut) -> Tokenizer:
@@ -202,8 +204,10 @@ class TextData(LightningDataModule, ABC):
         def build(folder: Path) -> None:
             log.info("training the tokenizer on %s", source.name)
             self.recipe.train(self.texts(source, "train")).save(folder / "tokenizer.json")
+            _check_unchanged(source, fingerprint)
 
-        parts = [VERSION, source.fingerprint(), source.key("train"), self.recipe.fingerprint(), self.text_layout()]
+        fingerprint = source.fingerprint()
+        parts = [VERSION, fingerprint, source.key("train"), self.recipe.fingerprint(), self.text_layout()]
         return Tokenizer.from_file(build_once(self.cache_dir / "tokenizers", digest(parts), build))
 
     def text_layout(self) -> Any:
@@ -308,6 +312,12 @@ class TextData(LightningDataModule, ABC):
             # Its own: iter() draws a seed, which from the global generator would shift dropout after a resume.
             generator=torch.Generator().manual_seed(self.seed),
         )
+
+
+def _check_unchanged(source: HeldOut, fingerprint: str) -> None:
+    """After reading: a cache of that name would hold neither the old text nor the new one."""
+    if source.fingerprint() != fingerprint:
+        raise UserError(f"{source.name} changed while it was read; start again when it is whole")
 
 
 def digest(parts: Any) -> str:

@@ -150,7 +150,7 @@ def _separated(path: Path, kind: str, header: bool, delimiter: str | None, error
     )  # never all in memory
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     names: list[str | int] | None = None
-    begin = 1  # the line a row begins at: a quote that is never closed makes it end at the end of the file
+    rows, begin = 0, 1  # the line a row begins at: a quote that is never closed makes it end at the end of the file
     try:
         for values in reader:
             where, begin = f"{path}: line {begin}", reader.line_num + 1
@@ -162,9 +162,12 @@ def _separated(path: Path, kind: str, header: bool, delimiter: str | None, error
                     continue
             if len(values) != len(names):
                 raise UserError(f"{where} has {len(values)} fields, the first has {len(names)}; mend that line")
+            rows += 1
             yield where, dict(zip(names, values, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}: line {begin}: {error}; mend the row that begins there") from error
+    if not rows:
+        raise UserError(f"{path}: the file has a header and no rows")
 
 
 def _header(values: list[str], where: str) -> list[str]:
