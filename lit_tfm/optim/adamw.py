@@ -13,11 +13,12 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
     weight_decay: float = 0.1,
+    fused: bool = True,
 ) -> Optimizer:
-    """torch's AdamW, one fused kernel for all parameters of a group.
+    """torch's AdamW, one fused kernel for all parameters of a group; `fused=False` for devices that have none.
 
     Lightning 2.6.6 refuses `gradient_clip_val` with a fused optimizer: clip in `configure_gradient_clipping`.
     """
     named = list(named_parameters)
     groups = decay_groups(named, lr, weight_decay)
-    return number_by_model(AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=True), named)
+    return number_by_model(AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused), named)

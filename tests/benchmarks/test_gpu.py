@@ -1,0 +1,85 @@
+"""The GPU benchmarks, as far as a machine without a GPU can try them: tiny, on the CPU, every contestant and rung."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu_contestants
+import pytest
+import torch
+from gpu_contestants import GPT, WORKS, Stopwatch, work_of
+
+FOLDER = Path(gpu_contestants.__file__).parent
+TINY = ["--device", "cpu", "--tiny", "--steps", "2", "--warmup", "1", "--rounds", "1", "--dry"]
+
+
+def run(script: str, *options: str) -> str:
+    command = [sys.executable, str(FOLDER / script), *TINY, *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORKS)
+def test_throughput_runs(name) -> None:
+    told = run("gpu_throughput.py", "--work", name, "--batch", "2")
+    sides = [line.split(" | ")[1] for line in told.splitlines() if line.startswith(f"| {name} ")]
+    assert sides == ["ours", "huggingface", *["nanogpt"] * (name == "gpt2_124m")]
+
+
+@pytest.mark.slow
+def test_ladder_runs(tmp_path) -> None:
+    told = run("gpu_ladder.py", "--work", "t5_base", "--batch", "2", "--profile", "--keep", str(tmp_path))
+    assert len([line for line in told.splitlines() if line.startswith("| t5_base ")]) == 7
+    assert sum(line.rstrip().endswith("|") and "1 (1 to 1)" in line for line in told.splitlines()) >= 1
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    command = [sys.executable, str(FOLDER / "gpu_ladder.py"), "--dry"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "no GPU" in done.stderr
+
+
+def test_the_stopwatch_leaves_the_warmup_out() -> None:
+    watch = Stopwatch(argparse.Namespace(device="cpu", warmup=2, steps=3))
+    for _ in range(4):
+        watch.tick(examples=8, counted=100)
+        assert not watch.ended
+    watch.tick(examples=8, counted=100)
+    assert watch.ended
+    assert (watch.examples, watch.counted) == (24, 300)
+
+
+def test_nanogpt_has_gpt2s_size_and_a_peers_flops_are_six_a_weight() -> None:
+    with torch.device("meta"):
+        model = GPT(work_of("gpt2_124m", tiny=False, batch=None))
+    weights = sum(p.numel() for p in model.parameters())
+    assert weights == pytest.approx(124.4e6, rel=0.01)
+    work = work_of("gpt2_124m", tiny=False, batch=None)
+    attention = 12 * work.layers * work.width * work.length
+    positions = work.length * work.width
+    assert gpu_contestants.flops_of_peer(work) / work.length == pytest.approx(
+        6 * (weights - positions) + attention, rel=0.01
+    )
+
+
+def test_a_checkouts_model_takes_the_place_of_our_own(tmp_path) -> None:
+    (tmp_path / "model.py").write_text(
+        "import dataclasses, torch\n"
+        "@dataclasses.dataclass\n"
+        "class GPTConfig:\n"
+        "    vocab_size: int; n_layer: int; n_head: int; n_embd: int; block_size: int; dropout: float; bias: bool\n"
+        "class GPT(torch.nn.Module):\n"
+        "    def __init__(self, config):\n"
+        "        super().__init__()\n"
+        "        self.config = config\n"
+    )
+    config = gpu_contestants.checkout_model(tmp_path, work_of("gpt2_124m", tiny=True, batch=4)).config
+    assert (config.vocab_size, config.n_layer, config.block_size, config.bias) == (512, 2, 32, False)
