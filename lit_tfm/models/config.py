@@ -10,7 +10,9 @@ WORDS = {
     "norm_position": ("pre", "post", "rezero"),
     "activation": ("gelu", "gelu_tanh", "relu", "relu2", "silu"),
     "positions": ("none", "sinusoidal", "learned", "rotary", "alibi", "t5"),
+    "packed_attention": ("dense", "flex"),
 }
+COMPILE = (False, True, "reduce-overhead", "max-autotune")
 WHOLE = (
     *("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "n_decoder_layers", "max_length"),
     *("n_segments", "position_buckets", "position_max_distance", "neighbours"),
@@ -60,7 +62,10 @@ class TransformerConfig:
     init_std: float | None = None  # None: 1 / sqrt(fan_in)
     depth_scaled_init: bool = False  # residual projections / sqrt(sublayers), GPT-2
     activation_checkpointing: bool = False  # per block: less memory for a third more time
-    compile: bool = False  # per block
+    compile: bool | str = (
+        False  # per block; true, or a mode of torch.compile: reduce-overhead (CUDA graphs), max-autotune
+    )
+    packed_attention: str = "dense"  # dense | flex: over several documents a block; flex leaves out what none shares
 
     def __post_init__(self) -> None:
         def derive(name: str, value: int) -> None:
@@ -90,6 +95,13 @@ class TransformerConfig:
             value = getattr(self, field.name)
             if field.type is bool and not isinstance(value, bool):
                 raise UserError(f"model.{field.name}={value}; type model.{field.name}=true or model.{field.name}=false")
+        if self.compile not in COMPILE:
+            raise UserError(f"model.compile={self.compile}; it can be false, true, reduce-overhead or max-autotune")
+        if self.packed_attention == "flex" and (self.dropout or self.positions in ("alibi", "t5")):
+            raise UserError(
+                "model.packed_attention=flex knows neither dropout nor position biases (alibi, t5); "
+                "type model.packed_attention=dense"
+            )
         self._check_numbers()
         self._check_heads()
 

@@ -14,7 +14,7 @@ from lit_tfm.models.config import TransformerConfig
 from lit_tfm.nn.block import Block
 from lit_tfm.nn.cache import KVCache
 from lit_tfm.nn.init import init_weights
-from lit_tfm.nn.masks import Mask, leading_padding, self_mask
+from lit_tfm.nn.masks import Mask, document_mask, leading_padding, self_mask
 from lit_tfm.nn.neighbours import Neighbours
 from lit_tfm.nn.norm import Norm
 from lit_tfm.nn.positions import positions
@@ -33,6 +33,7 @@ class Stack(nn.Module):
     def __init__(self, config: TransformerConfig, n_layers: int, *, causal: bool, cross: bool = False) -> None:
         super().__init__()
         self.causal, self.checkpointing, self.compiled = causal, config.activation_checkpointing, config.compile
+        self.flex = config.packed_attention == "flex"
         self.embedding_scale = config.d_model**0.5 if config.scale_embeddings else None
         self.positions = positions(
             config.positions,
@@ -59,7 +60,8 @@ class Stack(nn.Module):
         self.norm = nn.Identity() if config.norm_position == "post" else _norm(config)
         if config.compile:
             for block in self.blocks:
-                block.compile()  # not torch.compile(block): that puts `_orig_mod.` into every checkpoint
+                # Not torch.compile(block): that puts `_orig_mod.` into every checkpoint.
+                block.compile(mode=None if config.compile is True else config.compile)
 
     def run(
         self,
@@ -80,7 +82,7 @@ class Stack(nn.Module):
         seen = attention_mask if cache is None else cache.see(attention_mask, batch, tokens)
         x = self._enter(x, start, seen, document_ids, cache)
         options = {
-            "mask": self._mask(x, start, seen, document_ids),
+            "mask": self._mask(x, start, seen, document_ids, explicit),
             "memory_mask": memory_mask,
             "positions": self.positions,
             "values": None if self.value_embedding is None else self.value_embedding(input_ids),
@@ -125,11 +127,13 @@ class Stack(nn.Module):
             x = self.neighbours_norm(self.neighbours(x, before=before, seen=seen, documents=documents))
         return self.dropout(x)
 
-    def _mask(self, x: Tensor, start: int, seen: Tensor | None, documents: Tensor | None) -> Mask:
+    def _mask(self, x: Tensor, start: int, seen: Tensor | None, documents: Tensor | None, explicit: bool) -> Mask:
         """Built once, shared by all layers."""
         queries, keys, device = x.size(1), start + x.size(1), x.device
         if documents is not None and start:
             raise ValueError("document_ids cannot be continued from a cache: decode one document a row")
+        if documents is not None and self.flex and not explicit and (x.is_cuda or not torch.is_grad_enabled()):
+            return document_mask(documents, causal=self.causal, seen=seen)  # torch has no backward of it on CPUs
         return self_mask(
             queries,
             keys,

@@ -5,9 +5,13 @@
 Shape letters: B batch, T tokens (queries), S memory tokens (keys), H heads, K key-value heads, D head dim, C model dim.
 """
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from lit_tfm.nn.cache import LayerCache
 from lit_tfm.nn.masks import Mask
@@ -20,6 +24,9 @@ def attend(
 ) -> Tensor:
     """queries (B, H, T, D), keys and values (B, K, S, D) -> (B, H, T, D). `scale` None: 1 / sqrt(D)."""
     grouped = keys.size(1) != queries.size(1)
+    if mask.blocks is not None:
+        flex = _compiled_flex() if queries.is_cuda and not torch.compiler.is_compiling() else flex_attention
+        return flex(queries, keys, values, block_mask=mask.blocks, scale=scale, enable_gqa=grouped)
     if grouped and queries.is_cuda and mask.tensor is not None:
         # CUDA: the memory-efficient kernel knows no groups, flash knows no masks; left to itself SDPA would fall back
         # to the math path, which stores all T x S weights.
@@ -36,10 +43,18 @@ def attend(
     )
 
 
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Callable[..., Tensor]:
+    """Left uncompiled, flex attention stores all T x S weights."""
+    return torch.compile(flex_attention)
+
+
 def attend_explicit(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Mask, *, scale: float | None = None, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """As `attend`, and the weights (B, H, T, S) before dropout. Softmax in float32; queries that see nothing give 0."""
+    if mask.blocks is not None:
+        raise ValueError("weights are not to be had by blocks: give the mask of self_mask")
     keys, values = _ungroup(queries, keys, values)
     scale = queries.size(-1) ** -0.5 if scale is None else scale
     logits = (queries @ keys.transpose(-2, -1)).float() * scale  # (B, H, T, S)

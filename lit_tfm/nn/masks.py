@@ -1,7 +1,8 @@
 """Who may see whom, built once per forward by the model and shared by its layers. True means MAY BE SEEN.
 
 A `Mask` is what `F.scaled_dot_product_attention` wants: no tensor at all wherever possible (its `is_causal` path is the
-fast one), else a boolean tensor, else a float one when a position bias has to be added to the logits.
+fast one), else a boolean tensor, else a float one when a position bias has to be added to the logits. Of packed
+documents it may be a `BlockMask` instead, for flex attention: blocks of which nothing is seen are not computed.
 
 Shape letters: B batch, T queries, S keys, H heads.
 """
@@ -10,11 +11,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
 class Mask(NamedTuple):
     tensor: Tensor | None = None  # bool (1|B, 1, T, S), or float (1|B, H, T, S) added to the logits
     is_causal: bool = False  # only ever with `tensor` None: SDPA takes one or the other
+    blocks: BlockMask | None = None  # only ever alone
 
 
 def self_mask(
@@ -47,6 +50,19 @@ def self_mask(
         visible = visible & _past(queries, keys, start, device)
     # A token always sees itself: a padding token would otherwise have nothing to see, a softmax over nothing.
     return _finish((visible | _itself(queries, keys, start, device))[:, None], bias, dtype)
+
+
+def document_mask(documents: Tensor, *, causal: bool, seen: Tensor | None = None) -> Mask:
+    """As `self_mask` with `documents` (B, T), and `seen` (B, T), by blocks: for flex attention."""
+
+    def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        may = documents[row, query] == documents[row, key]
+        if seen is not None:
+            may = may & (seen[row, key] | (query == key))
+        return may & (query >= key) if causal else may
+
+    batch, tokens = documents.shape
+    return Mask(blocks=create_block_mask(visible, batch, None, tokens, tokens, device=documents.device))
 
 
 def cross_mask(

@@ -32,7 +32,7 @@ OPTIONS = st.fixed_dictionaries(
         "attention_scale": st.sampled_from([None, 1.0]),
         "init_std": st.sampled_from([None, 0.1]),
     }
-)
+).map(lambda options: {**options, "packed_attention": "dense"} if options["positions"] in ("alibi", "t5") else options)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "encoder_decoder"])

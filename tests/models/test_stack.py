@@ -50,6 +50,7 @@ ELSEWHERE = {
     "softcap": "the head's: nn/test_heads",
     "activation_checkpointing": "test_architectures",
     "compile": "test_architectures",
+    "packed_attention": "test_packed_attention: the result is the same",
 }
 
 
