@@ -11,7 +11,7 @@ from omegaconf import DictConfig, open_dict
 from lit_tfm import config
 from lit_tfm.errors import UserError
 from lit_tfm.late_imports import quicken
-from lit_tfm.terminal import visible
+from lit_tfm.terminal import guard, visible
 
 FULL = "HYDRA_FULL_ERROR"
 
@@ -23,6 +23,7 @@ def run_verb(verb: Callable[[], object]) -> int:
     what is needed.
     """
     quicken()
+    guard()
     try:
         verb()
         return 0

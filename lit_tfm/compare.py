@@ -60,10 +60,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
+    from lit_tfm.console import Console
     from lit_tfm.reports import columns, report, screen, tables, texts
     from lit_tfm.runs import command
+    from lit_tfm.terminal import out
 
     which = columns.check_which(arguments.best, arguments.last)
     result = tables.compare(
@@ -84,15 +84,15 @@ def compare(arguments: argparse.Namespace) -> None:
     if arguments.format == "table":
         notes = screen.show_all(Console(), result, found, differences) + notes
     elif arguments.format == "markdown":
-        print(texts.markdown(found))
+        out(texts.markdown(found))
         if differences and differences.rows:
-            print(f"\n{differences.title()}:\n\n{texts.markdown(differences.columns())}")
+            out(f"\n{differences.title()}:\n\n{texts.markdown(differences.columns())}")
     else:
         wanted = [column.key for column in found] if arguments.columns or arguments.metrics else None
         records = texts.chosen(tables.records(result), wanted)
         differing = differences.records() if differences else {}
         write = texts.as_csv if arguments.format == "csv" else texts.as_json
-        print(write([{**record, **differing.get(record["run"], {})} for record in records]))
+        out(write([{**record, **differing.get(record["run"], {})} for record in records]))
     if arguments.html:
         names = [name for name in (arguments.metrics or []) if name in result.metrics]
         path = report.write(arguments.html, result, found, differences, names, command())

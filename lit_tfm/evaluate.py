@@ -83,8 +83,7 @@ def evaluate(argv: list[str] | None = None) -> dict[str, Any]:
         raise UserError("--resamples and --mistakes are not negative")
     RunFolder.open(given.run).keep_inside()  # what is wrong with a folder is told before anything heavy is imported
 
-    from rich.console import Console
-
+    from lit_tfm.console import Console
     from lit_tfm.evaluation import screen
     from lit_tfm.evaluation.report import Options
     from lit_tfm.evaluation.report import evaluate as measure
@@ -106,7 +105,7 @@ def evaluate(argv: list[str] | None = None) -> dict[str, Any]:
     console = Console()
     screen.show(console, report.content, trained, subject.task.headline)
     path = report.write(subject.run / "evaluation", name_of(given, split.name, split.own, checkpoint))
-    console.print(f"\n[bold cyan]stored[/]  {screen.visible(str(path))}", soft_wrap=True, highlight=False)
+    console.print(f"\nstored  {screen.visible(str(path))}", soft_wrap=True, highlight=False)
     return report.content
 
 

@@ -227,6 +227,7 @@ def make_screen(options: argparse.Namespace) -> Any:
 def show(writer: Any, screen: Any, questions: list[Any], json: bool) -> None:
     """Write the answers, a single one as it comes."""
     from lit_tfm.generation.screen import as_json
+    from lit_tfm.terminal import out
 
     request, token = writer.request, writer.task.facts.tokenizer.token
     one = len(questions) * request.num_samples == 1 and not json
@@ -243,7 +244,7 @@ def show(writer: Any, screen: Any, questions: list[Any], json: bool) -> None:
     for number, (question, some) in enumerate(zip(questions, answers, strict=True), start=1):
         for rank, answer in enumerate(some, start=1):
             if json:
-                print(as_json(question, answer, rank, token), flush=True)
+                out(as_json(question, answer, rank, token))
                 continue
             if streamed:
                 screen.write("\n")

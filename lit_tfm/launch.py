@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from lit_tfm.errors import UserError
 from lit_tfm.hardware import Hardware, choose
+from lit_tfm.terminal import harmless
 
 T = TypeVar("T")
 RUN_VARIABLE = "LIT_TFM_RUN"  # the run folder, for ranks that lit_tfm started
@@ -86,7 +87,7 @@ def spawn(folder: Path, hardware: Hardware, resume: Path | None) -> None:
     if status and (passed or ended):
         raise SystemExit(128 + passed[0] if passed else int(ended.group(1)))
     if status:
-        sys.stderr.write(complaints)
+        sys.stderr.write(harmless(complaints))
         raise SystemExit(status if status > 0 else 128 - status)
 
 

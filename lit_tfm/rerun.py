@@ -50,9 +50,8 @@ def rerun(argv: list[str] | None = None) -> bool:
     given = arguments(argv)
     run = RunFolder.open(given.run)
     cfg, typed = stored(run, given.overrides)
-    from rich.console import Console
-
     from lit_tfm import hardware, runs
+    from lit_tfm.console import Console
     from lit_tfm.session import Session
 
     console = Console()
@@ -134,13 +133,11 @@ def read(run: RunFolder, name: str) -> dict[str, Any]:
 
 def tell(console, run: RunFolder, cfg: DictConfig, then: dict[str, Any], now: dict[str, Any]) -> None:
     """What is not as it was, and what keeps numbers from being the same."""
-    from rich.markup import escape
-
     from lit_tfm.reports.repetition import environment_differences
     from lit_tfm.terminal import visible
 
     def say(text: str) -> None:
-        console.print(escape(visible(text)), highlight=False, soft_wrap=True)
+        console.print(visible(text), highlight=False, soft_wrap=True)
 
     if not then:
         say(f"{run.path} has no environment.json that can be read: what it was made with is not known")

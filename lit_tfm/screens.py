@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
-from rich.markup import escape
+from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from lit_tfm.build import Parts, Transfer
+from lit_tfm.console import Console
 from lit_tfm.hardware import matmul_rate
 from lit_tfm.models.cost import parameters
+from lit_tfm.terminal import visible
 
 
 def before(console: Console, cfg, parts: Parts, folder: Path | None) -> None:
@@ -19,7 +21,12 @@ def before(console: Console, cfg, parts: Parts, folder: Path | None) -> None:
     data, task = parts.data, parts.task
     if notice := data.records().get("notice"):
         console.print(
-            Panel(f"[bold]{notice}", title="another data set than asked for", border_style="red", box=box.HEAVY)
+            Panel(
+                Text(visible(notice), style="bold"),
+                title="another data set than asked for",
+                border_style="red",
+                box=box.HEAVY,
+            )
         )
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold cyan", no_wrap=True)
@@ -29,17 +36,14 @@ def before(console: Console, cfg, parts: Parts, folder: Path | None) -> None:
     content: list[Any] = [table]
     if parts.transfer is not None:
         content.append(_transfer(parts.transfer))
-    console.print(
-        Panel(
-            Group(*content), title=f"[bold]{cfg.name}", subtitle=str(folder) if folder else "dry run", box=box.ROUNDED
-        )
-    )
+    title, below = Text(visible(str(cfg.name)), style="bold"), Text(visible(str(folder or "dry run")))
+    console.print(Panel(Group(*content), title=title, subtitle=below, box=box.ROUNDED))
     if cfg.budget == "auto" and task.progress.budget:
         minutes = task.progress.budget / 60
         console.print(f"No accelerator here: training stops after budget={minutes:g}m. budget=null trains all steps.")
 
 
-def _lines(cfg, parts: Parts) -> list[tuple[str, str]]:
+def _lines(cfg, parts: Parts) -> list[tuple[str, str | Text]]:
     data, task, hardware = parts.data, parts.task, parts.hardware
     record, progress, config = data.records(), task.progress, task.model.config
     train, validation = (task.facts.splits[name] for name in ("train", "validation"))
@@ -55,7 +59,7 @@ def _lines(cfg, parts: Parts) -> list[tuple[str, str]]:
             f"{record['name']}: {train.examples:,} training, {validation.examples:,} validation examples; {kinds}",
         ),
         *[("", f"of the {split} split {limit:,} are used") for split, limit in record["limits"].items()],
-        *[("", f"[yellow]{told}") for told in _overlaps(record.get("overlap", {}), task.facts.splits)],
+        *[("", Text(told, style="yellow")) for told in _overlaps(record.get("overlap", {}), task.facts.splits)],
         ("tokens", f"{train.tokens:,} an epoch, {100 * share:.1f} % more as padding; vocabulary {vocabulary:,}"),
         ("model", f"{model}: {config.n_layers} layers, d_model {config.d_model}, {config.n_heads} heads"),
         ("parameters", f"{parameters(task):,}"),
@@ -142,7 +146,9 @@ def after(console: Console, cfg, result, headline: tuple[str, ...]) -> None:
         ("go on", f"python -m lit_tfm.train resume={result.folder} trainer.max_steps=... budget=..."),
         ("build on", f"python -m lit_tfm.train experiment=... init_from={result.folder}"),
     ):
-        console.print(f"[bold cyan]{what:12}[/]{escape(line)}", highlight=False, soft_wrap=True)  # to be copied whole
+        console.print(
+            Text(f"{what:12}", "bold cyan").append(visible(line), "none"), highlight=False, soft_wrap=True
+        )  # to be copied whole
 
 
 def _ordered(metrics: dict[str, float], headline: tuple[str, ...]) -> list[str]:

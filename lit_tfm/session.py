@@ -14,7 +14,6 @@ from pathlib import Path
 
 from lightning import Callback, Trainer
 from omegaconf import DictConfig
-from rich.console import Console
 
 from lit_tfm import hardware as machines
 from lit_tfm import launch, screens
@@ -25,6 +24,7 @@ from lit_tfm.callbacks.record import Record
 from lit_tfm.callbacks.tensorboard import HParams
 from lit_tfm.callbacks.trial import TrialReport
 from lit_tfm.config import default_output_dir
+from lit_tfm.console import Console
 from lit_tfm.errors import UserError
 from lit_tfm.models.cost import parameters
 from lit_tfm.resuming import check_same_run, find_checkpoint

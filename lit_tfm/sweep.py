@@ -55,8 +55,7 @@ def sweep(given: argparse.Namespace) -> int:
 
 def show_status(given: argparse.Namespace) -> int:
     """Print the table of a running or ended sweep."""
-    from rich.console import Console
-
+    from lit_tfm.console import Console
     from lit_tfm.search.looking import look
     from lit_tfm.search.status import table
 

@@ -18,6 +18,7 @@ FLOORS = {
     "hf": 2,
     "callbacks": 3,
     # one floor together: the wiring and what it stands on
+    "console": 1,
     "foreign": 4,
     "targets": 4,
     "config": 4,

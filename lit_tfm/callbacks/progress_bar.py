@@ -4,8 +4,9 @@ import sys
 import time
 
 from lightning import Callback, Trainer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lit_tfm.console import Console
 
 REFRESH = 0.25  # seconds between two redraws: drawing costs more than a small model's step
 

@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from lit_tfm.console import Console
 from lit_tfm.evaluation.report import Progress as Reporter
 from lit_tfm.terminal import visible
 
@@ -23,7 +24,7 @@ MOST_COLUMNS = 8  # a confusion matrix that an 80-column terminal holds
 def progress() -> Iterator[Reporter]:
     """Bars on stderr where that is a terminal; silence otherwise."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bars:
 
         def begin(what: str, total: int):

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.text import Text
 
+from lit_tfm.console import Console
 from lit_tfm.prediction.predictor import Prediction
 from lit_tfm.prediction.rows import Row
 from lit_tfm.terminal import visible

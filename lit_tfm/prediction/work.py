@@ -5,9 +5,8 @@ import tempfile
 from argparse import Namespace
 from pathlib import Path
 
-from rich.console import Console
-
 from lit_tfm import trained
+from lit_tfm.console import Console
 from lit_tfm.errors import UserError
 from lit_tfm.evaluation.screen import progress
 from lit_tfm.evaluation.subject import open_subject

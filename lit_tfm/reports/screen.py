@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from lit_tfm.console import Console
 from lit_tfm.reports.columns import Column
 from lit_tfm.reports.differences import Differences
 from lit_tfm.reports.tables import Comparison
@@ -38,7 +38,7 @@ def show_all(
 def tell(console: Console, notes: Sequence[str]) -> None:
     """A line each; the first of many that only name a run."""
     for note in notes[:_NOTES]:
-        console.print(escape(visible(note)), highlight=False, soft_wrap=True)
+        console.print(visible(note), highlight=False, soft_wrap=True)
     if len(notes) > _NOTES:
         console.print(f"and {len(notes) - _NOTES} lines like these; --html has all", highlight=False)
 
@@ -49,7 +49,7 @@ def show(console: Console, found: Sequence[Column], title: str, standing: bool =
     With `standing` a few runs that do not fit as rows stand side by side as columns, one line a figure. Of some more
     the columns that do not fit follow below, the runs' names again before them.
     """
-    console.print(f"[italic]{escape(visible(title))}[/]", highlight=False)
+    console.print(Text(visible(title), style="italic"))
     run, *rest = found
     few = standing and len(run.cells) <= _STANDING
     if few and len(fitting(found, console.width)) < len(found) and _room(found, console.width) >= _NARROWEST:
@@ -90,7 +90,9 @@ def _table() -> Table:
 def _lying(found: Sequence[Column]) -> Table:
     table = _table()
     for column in found:
-        head = f"{escape(column.title)}\n[dim]{column.note}[/]" if column.note else escape(column.title)
+        head = Text(visible(column.title))
+        if column.note:
+            head.append(f"\n{column.note}", style="dim")
         table.add_column(
             head,
             justify="right" if column.number else "left",
@@ -104,9 +106,8 @@ def _lying(found: Sequence[Column]) -> Table:
     return table
 
 
-def _styled(column: Column, cell: str) -> str:
-    style = _STYLES.get(cell) if column.key == "status" else None
-    return f"[{style}]{escape(visible(cell))}[/]" if style else escape(visible(cell))
+def _styled(column: Column, cell: str) -> Text:
+    return Text(visible(cell), style=_STYLES.get(cell, "") if column.key == "status" else "")
 
 
 def _room(found: Sequence[Column], width: int) -> int:
@@ -120,7 +121,7 @@ def _standing(found: Sequence[Column], width: int) -> Table:
     table = _table()
     table.add_column("", style="bold cyan", no_wrap=True)
     for name in run.cells:
-        table.add_column(escape(visible(name)), overflow="fold", max_width=width, justify="right")
+        table.add_column(Text(visible(name)), overflow="fold", max_width=width, justify="right")
     for column in others:
-        table.add_row(escape(column.whole), *(_styled(column, cell) for cell in column.cells))
+        table.add_row(Text(visible(column.whole)), *(_styled(column, cell) for cell in column.cells))
     return table

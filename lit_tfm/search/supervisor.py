@@ -19,10 +19,10 @@ from pathlib import Path
 
 import optuna
 import torch
-from rich.console import Console
 from rich.live import Live
 
 from lit_tfm import runs
+from lit_tfm.console import Console
 from lit_tfm.errors import UserError
 from lit_tfm.search import best, nursery, report, slots, status, worker
 from lit_tfm.search.attempt import Objective
