@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 READY := .venv/ready
 
-.PHONY: help setup train test soak fuzz lint format wheel clean
+.PHONY: help setup train test soak fuzz lint format audit wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
@@ -44,6 +44,10 @@ lint: setup ## ruff
 format: setup ## let ruff rewrite
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+audit: setup ## ask pip-audit whether a version of constraints.txt is known to be bad; needs a network
+	$(PIP) --editable '.[audit]'
+	$(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip
 
 wheel: setup ## build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .

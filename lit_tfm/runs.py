@@ -14,6 +14,7 @@ events.out.*       TensorBoard
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,6 +32,13 @@ from lit_tfm.foreign import load_config
 
 _RECORDED = ("torch", "lightning", "torchmetrics", "hydra-core", "optuna", "datasets", "tokenizers", "numpy", "lit_tfm")
 COMMAND_VARIABLE = "LIT_TFM_COMMAND"  # for processes to which nothing was typed
+# scheme://user:password@, and a token that stands alone before the @; a password may hold @ and /.
+_IN_ADDRESS = re.compile(r"(\b[\w+.-]+://(?:[^\s:/@,]*:(?=[^\s,]*@)|(?=[\w.-]{16,}@)))[^\s,]*@")
+_SECRET = re.compile(
+    r"\b((?:\w+\.)*(?:\w*(?:password|passwd|secret|api_?key)|(?:(?:access|auth|api|hf|hub)_)?token)(?:=|: ))"
+    r"(?!null\b|[\[{])[^\s&,'\"]+",
+    re.IGNORECASE,
+)
 ENDED = ("finished", "pruned")  # statuses of a run that has nothing left to do
 # What a run makes in its folder, as far as its first checkpoint.
 MADE = ("config.yaml", "command.txt", "environment.json", "data.json", "tokenizer.json", "metrics.csv", "summary.json")
@@ -135,7 +143,7 @@ class RunFolder:
     def write_config(self, cfg: DictConfig) -> None:
         """Without the folder and the checkpoint gone on from: training from this config again is a new run."""
         plain = {**OmegaConf.to_container(cfg), "output_dir": None, "resume": None}
-        write_text(self / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain)))
+        write_text(self / "config.yaml", without_passwords(OmegaConf.to_yaml(OmegaConf.create(plain))))
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         write_text(self / name, json.dumps(content, indent=1, default=str) + "\n")
@@ -165,14 +173,20 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def without_passwords(text: str) -> str:
+    """Those in addresses, and what stands behind password=, token= and the like, as ***."""
+    text = _IN_ADDRESS.sub(r"\1***@", text)
+    return _SECRET.sub(r"\1***", text)
+
+
 def command() -> str:
-    """What was typed, as it can be typed again; of a trial of a sweep, what would train it alone."""
+    """What was typed, as it can be typed again but for passwords; of a trial, what would train it alone."""
     if told := os.environ.get(COMMAND_VARIABLE):
-        return told
+        return without_passwords(told)
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"python -m {spec.name}" if spec is not None else " ".join(["python", *sys.argv[:1]])
     typed = [argument.removeprefix("++") for argument in sys.argv[1:]]  # config.loosen put it there
-    return " ".join([program, *map(shlex.quote, typed)])
+    return " ".join([program, *(shlex.quote(without_passwords(word)) for word in typed)])
 
 
 def environment(hardware: str) -> dict[str, Any]:

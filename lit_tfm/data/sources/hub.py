@@ -22,6 +22,10 @@ from lit_tfm.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 
+# Neither usage data nor the counting of downloads at yet another place; both libraries read this when imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+
 PROBE_SECONDS = 2.5
 ROW_BATCH = 10_000
 
