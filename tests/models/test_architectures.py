@@ -9,7 +9,7 @@ from lit_tfm.nn.positions import SCHEMES
 
 KINDS = ("encoder", "decoder", "encoder_decoder")
 RELATIVE = ("none", "rotary", "alibi", "t5")
-RICH = {"n_kv_heads": 2, "value_embeddings": True, "norm_weight": True, "bias": True}
+RICH = {"neighbours": 2, "n_kv_heads": 2, "value_embeddings": True, "norm_weight": True, "bias": True}
 
 
 def run(model, ids, mask=None, documents=None, **more):

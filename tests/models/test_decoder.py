@@ -7,7 +7,7 @@ from lit_tfm.errors import UserError
 from lit_tfm.nn.cache import KVCache
 from lit_tfm.nn.positions import SCHEMES
 
-RICH = {"n_kv_heads": 2, "value_embeddings": True, "norm_weight": True, "bias": True}
+RICH = {"neighbours": 2, "n_kv_heads": 2, "value_embeddings": True, "norm_weight": True, "bias": True}
 
 
 def stepwise(model, tokens, steps, mask=None):
