@@ -25,7 +25,7 @@ from lit_tfm.data.module import TextData
 from lit_tfm.tasks.base import Batch, Task
 
 BERT = ["task.rate=0.15", "task.replace=[0.8,0.1,0.1]"]
-STEPS = 160  # of ours: enough for the target in every seed that was tried
+STEPS = 40  # of ours: enough for the target in every seed that was tried
 RATES = (2e-4, 5e-4, 1e-3)
 BEST = 5e-4  # of these, see RESULTS.md
 
@@ -79,7 +79,7 @@ class Contest:
             self.data.facts.tokenizer.save(file := Path(folder) / "tokenizer.json")
             collator = huggingface.masking(huggingface.tokenizer(file))
         settings = {"learning_rate": lr, "max_steps": self.peer_steps, "seed": seed, "per_device_train_batch_size": 32}
-        look = max(1, self.peer_steps // 8)
+        look = max(1, self.peer_steps // 5)
         return huggingface.train(
             model, self.examples, collator, lambda m: self.measure(theirs(m)), every=look, **settings
         )
@@ -90,55 +90,50 @@ class Contest:
         return curve
 
 
-def report(ours: list[Curve], theirs: list[Curve], trials: dict[float, float], best: float) -> tuple[str, float]:
+def report(ours: list[Curve], theirs: dict[float, Curve]) -> tuple[str, float]:
     """The table, and the target."""
-    target = sum(curve[-1].value for curve in theirs) / len(theirs)
+    target = min(curve[-1].value for curve in theirs.values())
     rows, found = [], []
-    for seed, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-        point = reached(mine, target)
+    for seed, (mine, (lr, other)) in enumerate(zip(ours, theirs.items(), strict=True), start=1):
+        point, end = reached(mine, target), other[-1]
         found.append(point)
         shown = point or min(mine, key=lambda p: p.value)  # where the target is missed, what was reached
-        end = other[-1]
-        rows.append([seed + 1, f"{end.value:.4f}", f"{end.seconds:.0f}", f"{shown.value:.4f}", shown.step,
-                     f"{shown.seconds:.0f}"])  # fmt: skip
-    head = ["seed", f"Hugging Face ({best:g}): loss", "seconds", "lit_tfm: loss", "step", "seconds"]
+        row = [f"{end.value:.4f}", f"{end.seconds:.0f}", f"{shown.value:.4f}", shown.step, f"{shown.seconds:.1f}"]
+        rows.append([seed, f"{lr:g}", *row])
+    head = ["seed", "Hugging Face: learning rate", "loss", "seconds", "lit_tfm: loss", "step", "seconds"]
     lines = [table(head, rows), ""]
     if all(found):
-        share = Ratio.of([p.seconds for p in found], [curve[-1].seconds for curve in theirs])
-        lines.append(f"Target {target:.4f}. Time of lit_tfm over that of Hugging Face: {share}; the goal is 0.167.")
-    if trials:
-        tried = ", ".join(f"{lr:g} {loss:.4f}" for lr, loss in trials.items())
-        lines.append(f"Hugging Face by learning rate, seed 1: {tried}.")
+        share = Ratio.of([p.seconds for p in found], [curve[-1].seconds for curve in theirs.values()])
+        lines.append(
+            f"Target {target:.4f}, the best of these. Time of lit_tfm over that of Hugging Face: {share}; the goal is "
+            "0.167."
+        )
     return "\n".join(lines), target
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--path", default="wikitext-2", help="folder with train, valid and test files")
-    parser.add_argument("--rounds", type=int, default=3, help="seeds")
-    parser.add_argument("--quick", action="store_true", help="one seed, and Hugging Face's best learning rate only")
+    parser.add_argument("--quick", action="store_true", help="Hugging Face's best learning rate only, one seed")
     parser.add_argument("--steps", type=int, default=STEPS, help="of ours")
     parser.add_argument("--peer-steps", type=int, default=400)
-    parser.add_argument("--every", type=int, default=5, help="steps between two measurements of ours")
+    parser.add_argument("--every", type=int, default=4, help="steps between two measurements of ours")
     parser.add_argument("--dry", action="store_true", help="print only")
     parser.add_argument("words", nargs="*", help="further settings of our run, to try a recipe")
     args = parser.parse_args(arguments)
     words = ["experiment=bert_mini", f"data.path={args.path}", *args.words]
     contest = Contest(words, args.steps, args.peer_steps, args.every)
-    rates = (BEST,) if args.quick else RATES
-    firsts = {lr: contest.peer(lr, seed=1) for lr in rates}
-    best = min(firsts, key=lambda lr: firsts[lr][-1].value)
-    theirs, ours = [firsts[best]], [contest.product(1)]
-    for seed in range(2, 1 + (1 if args.quick else args.rounds)):
+    theirs, ours = {}, []
+    # What a step of Hugging Face costs does not depend on its learning rate: each is a repetition.
+    for seed, lr in enumerate((BEST,) if args.quick else RATES, start=1):
+        theirs[lr] = contest.peer(lr, seed)
         ours.append(contest.product(seed))
-        theirs.append(contest.peer(best, seed))
-    trials = {} if args.quick else {lr: curve[-1].value for lr, curve in firsts.items()}
-    section, target = report(ours, theirs, trials, best)
+    section, target = report(ours, theirs)
     sizes = ", ".join(f"{name} {size:,}" for name, size in contest.sizes.items())
     heading = circumstances("transformers", "accelerate")
     publish("time_to_loss_mlm", f"{heading}\n\n{section}\nParameters: {sizes}.", args.dry)
     if not args.dry:
-        curves = {"Hugging Face Trainer": theirs, "lit_tfm": ours}
+        curves = {"Hugging Face Trainer": list(theirs.values()), "lit_tfm": ours}
         picture("speed_mlm", curves, target, "masked LM, WikiText-2, CPU", "validation loss, 15 % masks")
 
 

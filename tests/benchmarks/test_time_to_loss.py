@@ -2,13 +2,17 @@
 
 import json
 import random
+import time
+from types import SimpleNamespace
 
 import curves
 import pytest
 import time_to_accuracy
 import time_to_loss_char
 import time_to_loss_mlm
-from curves import Point
+from curves import Point, Watch
+
+from lit_tfm.tasks.progress import Progress
 
 TINY = ["trainer.accelerator=cpu", "model.d_model=16", "model.n_layers=1", "model.n_heads=2"]
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "seven", "dogs", "ran", "over", "hills", "and", "rivers"]
@@ -23,6 +27,16 @@ def test_the_target_is_reached_at_the_first_point_that_is_as_good() -> None:
     assert curves.reached(curve, 2.5) == curve[1]
     assert curves.reached(curve, 1.0) is None
     assert curves.reached(curve, 2.9, rising=True) == curve[0]
+
+
+def test_measuring_is_outside_of_the_clock() -> None:
+    task = SimpleNamespace(progress=Progress(max_steps=4), eval=lambda: None, train=lambda: None)
+    watch = Watch(lambda task: time.sleep(0.3) or 7.0, every=2)
+    task.progress.start()
+    for step in range(1, 5):
+        watch.on_train_batch_end(SimpleNamespace(global_step=step), task, None, None, step - 1)
+    assert [(p.step, p.value) for p in watch.curve] == [(2, 7.0), (4, 7.0)]
+    assert watch.curve[-1].seconds < 0.3
 
 
 @pytest.mark.slow
