@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_tfm.data import unigram
+from lit_tfm.data import tokenizers, unigram
 from lit_tfm.data.tokenizers import BPE, SPECIAL, Byte, Char, Pretrained, Tokenizer, Unigram, WordPiece, cut
 from lit_tfm.errors import UserError
 
@@ -269,3 +270,20 @@ def test_no_warning_and_no_deadlock_in_forked_workers(tmp_path):
     env["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("recipe", [WordPiece, BPE, Unigram, Char])
+def test_a_word_as_long_as_a_file_can_be_trained_on(recipe):
+    """The library's trainers would take the square of its length: 9 s of a core for 200,000 characters."""
+    began = time.process_time()
+    made = recipe(vocab_size=300).train(["abcdefghij" * 40_000, "and others"])
+    assert time.process_time() - began < 9
+    assert len(made.encode("abcdefghij" * 40_000)) > 0
+
+
+def test_only_words_of_absurd_length_are_parted_for_training():
+    text = "a few words\n" * 10 + "x" * 9000 + " " + "y" * 4095 + " and more"
+    parts = list(tokenizers._bearable(text))
+    assert "".join(parts) == text
+    assert [len(max(part.split(), key=len)) for part in parts] == [4096, 4096, 4095]
+    assert list(tokenizers._bearable("a few words " * 500)) == ["a few words " * 500]
