@@ -103,6 +103,8 @@ def check(path: Path) -> str | None:
         return error.strerror or str(error)
     except Exception as error:  # bytes from anywhere: whatever a reader stumbles over, the file is broken
         return " ".join(str(error).split())[:120] or type(error).__name__
+    if not isinstance(saved, dict):
+        return f"it holds a {type(saved).__name__}, no state of a run"
     missing = [key for key in ("state_dict", "global_step", "loops", "lit_tfm") if key not in saved]
     return f"it lacks {', '.join(missing)}" if missing else None
 

@@ -1,12 +1,13 @@
 """What fuzzing found, and inputs that reach all over the readers: taken, or refused in one line. Needs no atheris."""
 
+import base64
 from pathlib import Path
 
 import harnesses
 import pytest
 
 ROOT = Path(__file__).parents[2] / "fuzz"
-FILES = [path for folder in ("found", "corpus") for path in sorted((ROOT / folder).glob("*/*"))]
+FOUND = sorted((ROOT / "found").glob("*/*"))
 
 
 PLACES = {"yaml": 3, "run_folder": 7, "cache": 20, "checkpoint": 40}  # of a seed, where an input takes longer
@@ -23,9 +24,16 @@ def test_seeds(name: str) -> None:
             harness.attempt(seed[:place] + bytes([seed[place] ^ 1]) + seed[place + 1 :])
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parts[-3]}/{path.parent.name}/{path.name[:12]}")
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: f"{path.parent.name}/{path.name[:12]}")
 def test_found(path: Path) -> None:
     harnesses.HARNESSES[path.parent.name].attempt(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "corpus").glob("*.txt")), ids=lambda path: path.stem)
+def test_corpus(path: Path) -> None:
+    """Inputs, in base64, by which the fuzzer reached new code."""
+    for line in path.read_text().splitlines():
+        harnesses.HARNESSES[path.stem].attempt(base64.b64decode(line))
 
 
 def test_a_harness_tells_what_it_is_there_to_tell(tmp_path, monkeypatch) -> None:
