@@ -98,5 +98,7 @@ class KVCache:
             layer.reorder(rows, self.length, memory)
         if self.seen is not None:
             self.seen = self.seen[rows]
-        if self._embedded is not None:
+        if self._embedded is not None and len(rows) == len(self._embedded):
+            self._embedded[:, : self.length] = self._embedded[rows, : self.length]
+        elif self._embedded is not None:
             self._embedded = self._embedded[rows]
