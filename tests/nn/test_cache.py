@@ -61,10 +61,12 @@ def test_reorder_among_rows_of_one_memory_leaves_it_and_what_is_not_written():
     layer = cache.layer(0)
     layer.extend(keys, keys + 1, 0)
     layer.memory = (keys + 2, keys + 3)
+    cache.embedded(keys[:, 0])
     cache.advance(2)
     place = layer.keys.data_ptr()
     cache.reorder(rows, memory=False)
     assert torch.equal(layer.keys[:, :, :2], keys[rows])
     assert torch.equal(layer.values[:, :, :2], keys[rows] + 1)
     assert torch.equal(layer.memory[0], keys + 2)
+    assert torch.equal(cache.embedded(keys[:, 0, :1]), keys[rows, 0])
     assert layer.keys.data_ptr() == place  # no new buffers for each token of a search
