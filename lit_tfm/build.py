@@ -181,7 +181,9 @@ def strategy(hardware: Hardware) -> Strategy | str:
             data_parallel_size=hardware.world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     if hardware.strategy == "ddp":
-        return DDPStrategy(process_group_backend="nccl" if hardware.accelerator == "gpu" else "gloo")
+        backend = "nccl" if hardware.accelerator == "gpu" else "gloo"
+        # Gradients lie where they are exchanged: no copy of them all, in time or memory.
+        return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
     return "auto"
 
 
