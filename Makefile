@@ -28,7 +28,7 @@ test: setup ## the test suite (two processes, one thread each)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 soak: setup ## the long tests as well
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow or not slow'
+	LIT_TFM_EXAMPLES=1000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow or not slow'
 
 FUZZED := text csv jsonl cache tokenizer checkpoint run_folder yaml
 SECONDS_EACH ?= 600

@@ -71,7 +71,7 @@ def check(recipe: str, data: st.DataObject) -> None:
 
 
 @given(recipe=st.sampled_from(RECIPES), data=st.data())
-@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 def test_nonsense(recipe: str, data: st.DataObject) -> None:
     check(recipe, data)
 

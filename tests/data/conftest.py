@@ -7,7 +7,14 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # The same examples every time, and no time limit an example: the machine may be busy with other things.
-settings.register_profile("data", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# `make soak` asks for ten times as many.
+settings.register_profile(
+    "data",
+    deadline=None,
+    derandomize=True,
+    max_examples=int(os.environ.get("LIT_TFM_EXAMPLES", "100")),
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("data")
 
 

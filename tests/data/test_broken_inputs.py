@@ -186,6 +186,21 @@ def test_a_cache_that_is_a_file(refused, tmp_path):
     assert "can't be written" in refused(*TEXT, f"data.path={tmp_path / 'in'}")
 
 
+def test_texts_of_training_in_other_splits_are_told_and_counted(tmp_path, monkeypatch, capfd, logging_as_it_was):
+    """Trained on all the same: it is a warning, on the screen and in the records, with counts."""
+    rows = [f"{word} film number {n},{label}" for n in range(15) for word, label in (("good", "a"), ("bad", "b"))]
+    for split, lines in {"train": rows, "valid": ["new one,a", *rows[:3]], "test": ["new one,b", "another,a"]}.items():
+        write(tmp_path / "in" / f"{split}.csv", "\n".join(["text,label", *lines]))
+    words = [*ROWS, f"data.path={tmp_path / 'in'}", f"cache_dir={tmp_path / 'cache'}", "dry_run=true"]
+    monkeypatch.setattr(sys, "argv", ["lit_tfm.train", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out = " ".join(capfd.readouterr().out.split())
+    assert not ended.value.code
+    assert "3 of 4 validation texts are training texts as well" in out
+    assert "test texts are training texts" not in out
+
+
 def test_the_table_is_as_long_as_it_says():
     names = [case[0] for case in (*TEXTS, *TABLES)]
     assert len(set(names)) == len(names) >= 40

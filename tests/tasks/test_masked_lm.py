@@ -53,6 +53,38 @@ def test_masks_depend_on_the_key_alone(lengths, seed, epoch, whole_word):
         assert alone == row_of(together, i, n) == row_of(backwards, len(rows) - 1 - i, n)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.lists(st.integers(0, TOKENIZER.vocab_size - 1), min_size=1, max_size=70), min_size=1, max_size=6),
+    rate=st.floats(0.01, 1.0),
+    shares=st.sampled_from([(1.0, 0.0, 0.0), (0.8, 0.1, 0.1), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]),
+    whole_word=st.booleans(),
+    epoch=st.integers(0, 50),
+    data=st.data(),
+)
+def test_any_text_is_rebuilt_from_inputs_and_labels(rows, rate, shares, whole_word, epoch, data):
+    """Of any tokens, special ones among them: what is not labelled is as it was, and labels are what was hidden."""
+    fillers = data.draw(st.sets(st.sampled_from(range(len(rows)))))
+    given = [
+        {"tokens": np.array(row), "document_ids": np.zeros(len(row), np.int32), "key": Key(epoch, i, i in fillers)}
+        for i, row in enumerate(rows)
+    ]
+    batch = collator(rate, shares, whole_word)(given)
+    for i, row in enumerate(rows):
+        inputs, labels = row_of(batch, i, len(row))
+        assert [old if new == IGNORED else new for old, new in zip(inputs, labels, strict=True)] == (
+            inputs if i in fillers else row
+        )
+        hidden = [new for new in labels if new != IGNORED]
+        assert not set(hidden) & set(SPECIAL)
+        assert not hidden or i not in fillers
+        ordinary = sum(token not in SPECIAL for token in row)
+        assert len(hidden) <= ordinary
+        if i not in fillers and ordinary and not whole_word:
+            assert len(hidden) >= 1
+        assert (batch["labels"][i, len(row) :] == IGNORED).all()
+
+
 def test_masks_change_with_epoch_and_seed():
     rows = examples([60] * 4)
     later = [{**row, "key": Key(1, row["key"].index)} for row in rows]
