@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from lit_tfm import targets
+from lit_tfm.callbacks.auto_batch import AutoBatch
 from lit_tfm.callbacks.checkpoint_files import AtomicCheckpointIO
 from lit_tfm.callbacks.checkpoints import Checkpoints
 from lit_tfm.callbacks.metrics_csv import MetricsCsv
@@ -28,14 +30,17 @@ from lit_tfm.callbacks.progress_bar import ProgressBar
 from lit_tfm.callbacks.record import Record
 from lit_tfm.callbacks.tensorboard import HParams
 from lit_tfm.callbacks.trial import TrialReport
+from lit_tfm.callbacks.watchdog import Watchdog
+from lit_tfm.callbacks.whereabouts import Whereabouts
 from lit_tfm.data.facts import DataFacts, SplitStats
 from lit_tfm.data.module import TextData
 from lit_tfm.data.tokenizers import Tokenizer
 from lit_tfm.errors import UserError
 from lit_tfm.hardware import Hardware
+from lit_tfm.launch import another_failed, tell_hang
 from lit_tfm.runs import RunFolder
 from lit_tfm.tasks.base import Task
-from lit_tfm.tasks.budget import Budget
+from lit_tfm.tasks.budget import Budget, seconds
 
 HPARAM_GROUPS = ("model", "task", "data", "tokenizer", "optimizer", "schedule")
 
@@ -49,6 +54,7 @@ class Parts:
     hardware: Hardware
     transfer: "Transfer | None" = None
     trainer: Trainer | None = None
+    deadline: float | None = None  # of time.time, when the run is to stop by itself
 
 
 @dataclass
@@ -145,16 +151,17 @@ def build_trainer(
     """With `run=None` (a dry run) nothing is logged or saved. `further` callbacks come before those of the config."""
     task, hardware = parts.task, parts.hardware
     loggers = build_loggers(cfg, task, run, resume_step) if run else []
-    callbacks = [*further, *build_callbacks(cfg, parts, run)] if run else []
+    where = Whereabouts()
+    callbacks = [*further, *build_callbacks(cfg, parts, run, where)] if run else []
     rungs = [rung for callback in further if isinstance(callback, TrialReport) for rung in callback.rungs or ()]
-    return Trainer(
+    trainer = Trainer(
         accelerator=hardware.accelerator,
         strategy=strategy(hardware),
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
         precision=hardware.precision,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[Pace(cfg.trainer.val_every, rungs), *callbacks],
+        callbacks=[where, Pace(cfg.trainer.val_every, rungs), *callbacks],
         logger=loggers or False,
         max_steps=-1,  # Pace ends the run: by steps and by time, with a last validation
         max_epochs=-1,
@@ -171,6 +178,9 @@ def build_trainer(
         inference_mode=False,
         default_root_dir=run.path if run else None,
     )
+    # Lightning's own leave with status 0 and no checkpoint, and wait for other ranks inside a signal handler.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    return trainer
 
 
 def strategy(hardware: Hardware) -> Strategy | str:
@@ -199,8 +209,13 @@ def build_loggers(cfg: DictConfig, task: Task, run: RunFolder, resume_step: int 
     return [MetricsCsv(run / "metrics.csv", task.progress, resume_step), *chosen]
 
 
-def build_callbacks(cfg: DictConfig, parts: Parts, run: RunFolder) -> list[Callback]:
+def build_callbacks(cfg: DictConfig, parts: Parts, run: RunFolder, where: Whereabouts) -> list[Callback]:
     task = parts.task
+    always: list[Callback] = [Preemption(parts.deadline)]
+    if cfg.get("auto_batch"):
+        always.append(AutoBatch(where))
+    if limit := seconds(cfg.get("watchdog"), "watchdog"):
+        always.append(Watchdog(where, limit, partial(tell_hang, run), partial(another_failed, run)))
     supplied = {
         "monitor": task.monitor,
         "mode": task.mode,
@@ -218,7 +233,7 @@ def build_callbacks(cfg: DictConfig, parts: Parts, run: RunFolder) -> list[Callb
     # Checkpoints last: what the others did at this step, such as moving an average on, is part of it.
     saving = [callback for callback in chosen if isinstance(callback, Checkpoints)]
     others = [callback for callback in chosen if callback not in saving]
-    return [Preemption(), record, *others, hparams, ProgressBar(), *saving]
+    return [*always, record, *others, hparams, ProgressBar(), *saving]
 
 
 def make_with(node: DictConfig, **known: Any) -> Any:

@@ -17,7 +17,7 @@ FULL = "HYDRA_FULL_ERROR"
 
 
 def run_verb(verb: Callable[[], object]) -> int:
-    """Exit status: 0, 130 after Ctrl-C, or 2 after a mistake a person can mend, told in one line.
+    """Exit status: 0, 130 after Ctrl-C, or 2 (`UserError.status`) after what a person can mend, told in one line.
 
     `HYDRA_FULL_ERROR=1` brings the mistake's traceback. Other exceptions pass: they are defects, and their traceback is
     what is needed.
@@ -31,7 +31,7 @@ def run_verb(verb: Callable[[], object]) -> int:
         if os.environ.get(FULL) == "1":
             raise
         print(f"error: {visible(' '.join(str(error).split()))}", file=sys.stderr)  # it may quote what a file holds
-        return 2
+        return error.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -267,6 +267,7 @@ VALUES = (
     ("test", bool, None, None, False),
     ("dry_run", bool, None, None, False),
     ("resume_force", bool, None, None, False),
+    ("auto_batch", bool, None, None, True),
     ("cache_dir", str, None, None, False),
     ("trainer.num_nodes", int, 1, None, False),
     ("trainer.max_steps", int, 1, None, True),

@@ -7,9 +7,17 @@ Anything else that escapes is a defect of lit_tfm and keeps its traceback.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# Exit statuses beside 0, 1 (a defect), 2 and 128 + the number of a signal; docs/reliability.md has the table.
+TIME_IS_UP = 75  # time_limit: saved, and to be started again (sysexits.h: EX_TEMPFAIL)
+HUNG = 124  # watchdog: as of timeout(1)
+
 
 class UserError(Exception):
     """One line for a person: what was given, what is allowed, what to type."""
+
+    def __init__(self, message: str = "", status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

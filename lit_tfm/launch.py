@@ -12,24 +12,38 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 
-from lit_tfm.errors import UserError
+from lit_tfm import last_word
+from lit_tfm.errors import HUNG, TIME_IS_UP, UserError
 from lit_tfm.hardware import Hardware, choose
+from lit_tfm.last_word import LastWord
+from lit_tfm.runs import RunFolder
+from lit_tfm.tasks.budget import seconds
+from lit_tfm.tasks.out_of_memory import OutOfMemory
 from lit_tfm.terminal import harmless
 
 T = TypeVar("T")
 RUN_VARIABLE = "LIT_TFM_RUN"  # the run folder, for ranks that lit_tfm started
 RESUME_VARIABLE = "LIT_TFM_RESUME"  # the checkpoint they go on from, if any
-MISTAKE = ".refused"  # in the run folder while a rank tells what it was refused for
-STATUS = re.compile(r"exitcode\s*:\s*(1[34]\d)\b")  # of a rank that was stopped by a signal, in torchrun's report
+DEADLINE_VARIABLE = "LIT_TFM_DEADLINE"  # when they are to stop, of time.time
+BEFORE_SLURM = 120  # seconds before the end of its job that a run stops, to save
+PATIENCE = 600  # seconds that ranks have for a checkpoint between a signal and SIGKILL; torchrun's default is 30
+TRACEBACK = "Traceback (most recent call last)"
+PASSED_ON = ("SIGTERM", "SIGINT", "SIGUSR1")
+IN_ORDER = (TIME_IS_UP, *(128 + signal.Signals[name] for name in PASSED_ON))  # statuses of a run that has saved
+# Of the first rank that ended badly, in torchrun's report.
+STATUS = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 
 
 def started_from_outside() -> bool:
@@ -64,31 +78,62 @@ def check_grid(configs: list[DictConfig]) -> None:
             )
 
 
-def spawn(folder: Path, hardware: Hardware, resume: Path | None) -> None:
+def spawn(folder: Path, hardware: Hardware, resume: Path | None, deadline: float | None = None) -> None:
     """Start all ranks of the run in `folder` on this machine and wait for their end.
 
-    Raises UserError with what a rank was refused for, and SystemExit with the ranks' status where they failed.
+    Raises UserError with what a rank was refused for, and SystemExit with the ranks' status where they failed; what is
+    to be said is said by the rank that failed first, once.
     """
     threads = max(1, (os.cpu_count() or 1) // hardware.devices) if hardware.accelerator == "cpu" else 1
     environment = {**os.environ, RUN_VARIABLE: str(folder), RESUME_VARIABLE: str(resume.resolve() if resume else "")}
+    if deadline is not None:
+        environment[DEADLINE_VARIABLE] = str(deadline)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={hardware.devices}"]
+    command += [f"--shutdown-timeout={PATIENCE}", f"--signals-to-handle={','.join(PASSED_ON)},SIGHUP,SIGQUIT"]
     command += ["--master-addr=127.0.0.1", f"--master-port={free_port()}", "-m", "lit_tfm.train"]
-    (folder / MISTAKE).unlink(missing_ok=True)
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    last_word.forget(folder)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace")
     with _passed_on(process) as passed:
         complaints = process.stderr.read()
         status = process.wait()
-    if (folder / MISTAKE).exists():
-        message = (folder / MISTAKE).read_text()
-        (folder / MISTAKE).unlink()
-        raise UserError(message)
-    ended = STATUS.search(complaints)  # torchrun itself always ends with 1
-    if status and (passed or ended):
-        raise SystemExit(128 + passed[0] if passed else int(ended.group(1)))
+    word = last_word.heard(folder)
+    last_word.forget(folder)
+    if word is not None:
+        _repeat(word, complaints)
     if status:
-        sys.stderr.write(harmless(complaints))
-        raise SystemExit(status if status > 0 else 128 - status)
+        _end_as_the_ranks(complaints, passed, status)
+
+
+def _repeat(word: LastWord, complaints: str) -> NoReturn:
+    """Say what the first rank that failed had to say; that one's status becomes the run's."""
+    if word.kind == "memory":
+        raise OutOfMemory(word.message, word.rows)
+    if word.kind == "hung":
+        sys.stderr.write(harmless(complaints[: max(0, complaints.rfind(TRACEBACK))]))  # what follows is torchrun's
+    if word.kind != "failed":
+        raise UserError(word.message, word.status)
+    sys.stderr.write(harmless(f"rank {word.rank} failed, which ended the others:\n{word.trace}"))
+    raise SystemExit(word.status)
+
+
+def _end_as_the_ranks(complaints: str, passed: list[int], status: int) -> NoReturn:
+    """Ranks that left no word: stopped in order, or killed. torchrun itself always ends with 1."""
+    root = STATUS.search(complaints)
+    code = int(root.group(2)) if root else 0
+    if passed:
+        raise SystemExit(128 + passed[0])
+    if code in IN_ORDER:
+        raise SystemExit(code)
+    if code < 0:
+        why = ": the kernel does so when the memory of the machine is full" if code == -signal.SIGKILL else ""
+        raise UserError(
+            f"rank {root.group(1)} was ended by {signal.Signals(-code).name}{why}; type resume= and the run folder to "
+            "go on from its last checkpoint",
+            128 - code,
+        )
+    sys.stderr.write(harmless(complaints))
+    raise SystemExit(status if status > 0 else 128 - status)
 
 
 @contextmanager
@@ -101,16 +146,53 @@ def _passed_on(process: subprocess.Popen):
         process.send_signal(number)
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {signal.Signals[name]: signal.signal(signal.Signals[name], pass_on) for name in PASSED_ON}
     yield passed
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-def tell(error: UserError) -> None:
-    """From a rank to the process that started it: what the run was refused for."""
-    if rank() == 0:
-        Path(os.environ[RUN_VARIABLE], MISTAKE).write_text(str(error))
+def tell(error: BaseException) -> int:
+    """From a rank to the process that started it: why the run ends. Returns the rank's exit status.
+
+    Where a word is left already this rank only fails after another one, and keeps quiet.
+    """
+    kind, message, trace = "refused", str(error), ""
+    if isinstance(error, OutOfMemory):
+        kind = "memory"
+    elif not isinstance(error, UserError):
+        kind, trace = "failed", "".join(traceback.format_exception(error))
+    status, folder = getattr(error, "status", 1), Path(os.environ[RUN_VARIABLE])
+    word = LastWord(kind, message, status, rank(), trace, getattr(error, "rows", 0))
+    if not last_word.leave(folder, word) and last_word.heard(folder) is None:
+        print(trace or f"error: {message}", file=sys.stderr)
+    return status
+
+
+def tell_hang(run: RunFolder, message: str) -> None:
+    """From a watchdog whose process is about to end: to whoever started the ranks, else to the terminal."""
+    message += f"; the stacks are above; type resume={run.path} to go on from the last checkpoint"
+    if RUN_VARIABLE in os.environ:
+        last_word.leave(run.path, LastWord("hung", message, HUNG, rank()))
+    else:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    run.update_summary(status="failed", reason=message)
+
+
+def another_failed(run: RunFolder) -> bool:
+    """Whether a rank has left its word."""
+    return RUN_VARIABLE in os.environ and (run / last_word.FILE).exists()
+
+
+def deadline(limit: str | int | float | None) -> float | None:
+    """When, of time.time, a run with this `time_limit` that begins now is to stop. SLURM says when it ends its job."""
+    if handed := os.environ.get(DEADLINE_VARIABLE):
+        return float(handed)
+    if limit != "auto":
+        duration = seconds(limit, "time_limit")
+        return time.time() + duration if duration is not None else None
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    return float(end) - BEFORE_SLURM if end.isdigit() else None
 
 
 def handed_on() -> Path | None:
@@ -134,7 +216,8 @@ def join(hardware: Hardware) -> None:
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
         os.environ.setdefault("RANK", str(environment.global_rank()))
         os.environ.setdefault("WORLD_SIZE", str(environment.world_size()))
-    dist.init_process_group("nccl" if hardware.accelerator == "gpu" else "gloo")
+    # Long: the watchdog says more than a time-out in an exchange does, and a rank that still builds may take its time.
+    dist.init_process_group("nccl" if hardware.accelerator == "gpu" else "gloo", timeout=timedelta(hours=2))
 
 
 def from_rank_zero(value):

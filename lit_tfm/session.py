@@ -4,35 +4,38 @@ Nothing is written before everything has been built, so that a refused run leave
 """
 
 import contextlib
-import errno
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from lightning import Callback, Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lit_tfm import hardware as machines
-from lit_tfm import launch, screens
+from lit_tfm import launch, memory, screens
 from lit_tfm.build import Parts, build, build_trainer, data_record, resume_checkpoint
+from lit_tfm.callbacks.checkpoint_files import newest
 from lit_tfm.callbacks.checkpoints import Checkpoints
-from lit_tfm.callbacks.preemption import Stopped
+from lit_tfm.callbacks.preemption import Stopped, leaving_at_once
 from lit_tfm.callbacks.record import Record
 from lit_tfm.callbacks.tensorboard import HParams
 from lit_tfm.callbacks.trial import TrialReport
+from lit_tfm.callbacks.whereabouts import Whereabouts
 from lit_tfm.config import default_output_dir
 from lit_tfm.console import Console
 from lit_tfm.errors import UserError
 from lit_tfm.models.cost import parameters
-from lit_tfm.resuming import check_same_run, find_checkpoint
+from lit_tfm.resuming import check_same_run, find_checkpoint, newest_time
 from lit_tfm.runs import ENDED, Result, RunFolder
+from lit_tfm.storage import refusal
+from lit_tfm.tasks.base import Task
+from lit_tfm.tasks.budget import seconds
 from lit_tfm.tasks.nonfinite import NonFiniteLoss
-
-# What a disk, not a defect, answers.
-STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO}
+from lit_tfm.tasks.out_of_memory import OutOfMemory, let_go, ran_out
 
 
 class Session:
@@ -44,16 +47,51 @@ class Session:
         self.hardware = machines.choose(cfg.trainer)
         launch.check(self.hardware)
         self.resume = launch.handed_on() or self._find_checkpoint()
+        self.run_folder: RunFolder | None = None  # what this session has begun, should it have to begin again
+        self.deadline = launch.deadline(cfg.get("time_limit", "auto"))
+        seconds(cfg.get("watchdog"), "watchdog")  # what is no time is refused before the data are read
+        if self.resume is not None and cfg.get("auto_batch"):  # what did not fit then does not fit now
+            stored = OmegaConf.select(RunFolder.open(self.resume.parent.parent).config(), "trainer.accumulate")
+            cfg.trainer.accumulate = max(cfg.trainer.accumulate, stored or 1)
 
     def run(self) -> Result:
+        """Raises SystemExit with the status of docs/reliability.md where the run was stopped."""
         hush()
+        try:
+            with leaving_at_once():
+                return self._run_in_memory()
+        except Stopped as stop:
+            self._say(stop)
+            raise SystemExit(stop.status) from None
+
+    def _say(self, stop: Stopped) -> None:
+        if self.run_folder is not None and newest_time(self.run_folder.path):
+            line = f"{stop}; go on with:\npython -m lit_tfm.train resume={self.run_folder.path}"
+        else:
+            line = f"{stop}; there is no checkpoint yet: type the command again"
+        self.console.print(line, soft_wrap=True)
+
+    def _run_in_memory(self) -> Result:
+        """With `auto_batch`: again with smaller micro-batches as long as memory runs out."""
+        while True:
+            try:
+                return self._run()
+            except OutOfMemory as error:
+                if not self._may_halve(error):
+                    raise
+                self._halve(error)
+                let_go(error)
+
+    def _run(self) -> Result:
         if self.cfg.dry_run:
             return self._dry_run()
         if self.resume is not None:
             check_same_run(self.cfg, RunFolder.open(self.resume.parent.parent))
-        parts = build(self.cfg, self.hardware)
-        step = self._check_resume(parts) if self.resume else None
-        if step is not None and parts.task.progress.fraction(step) >= 1.0 and self._ended():
+        with self._memory_explained():
+            parts = build(self.cfg, self.hardware)
+        parts.deadline = self.deadline
+        step = self._check_resume(parts) if self.resume else 0 if self.run_folder else None
+        if self.resume and parts.task.progress.fraction(step) >= 1.0 and self._ended():
             return self._already_finished(parts, step)
         if self.hardware.world_size > 1 and not launch.started_from_outside():
             return self._spawn(parts)
@@ -78,6 +116,37 @@ class Session:
         parts.task.keeps_options = forced
         return resume_checkpoint(self.resume, parts.task, forced)
 
+    # ---- memory --------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _memory_explained(self, parts: Parts | None = None, where: Whereabouts | None = None):
+        """Raises OutOfMemory, with all sizes, for what any allocator says."""
+        try:
+            yield
+        except Exception as error:
+            said = None if isinstance(error, UserError) else ran_out(error)
+            if said is None:
+                raise
+            let_go(error)  # a sentence needs room as well
+            raise memory.explain(said, self.cfg, self.hardware, parts, where) from said
+
+    def _may_halve(self, error: OutOfMemory) -> bool:
+        """Whether this process is the one that starts the run again, and there is something to halve."""
+        inside = self.hardware.world_size > 1 and launch.started_from_outside()
+        return bool(self.cfg.get("auto_batch")) and error.rows > 1 and not inside
+
+    def _halve(self, error: OutOfMemory) -> None:
+        """Twice the micro-batches, each half as large: the global batch, and with it the run, stays what it is."""
+        self.cfg.trainer.accumulate *= 2
+        parts = self.cfg.trainer.accumulate
+        self.console.print(f"{str(error).partition(';')[0]}; going on with trainer.accumulate={parts}", soft_wrap=True)
+        if self.run_folder is None:
+            return
+        self.run_folder.write_config(self.cfg)
+        self.run_folder.update_summary(status="running", reason=None, accumulate=parts)
+        folder = self.run_folder / "checkpoints"
+        self.resume = newest(folder)[0] if newest_time(self.run_folder.path) else None
+
     # ---- the folder ----------------------------------------------------------------------------------------
 
     def _folder(self) -> RunFolder:
@@ -89,6 +158,11 @@ class Session:
         return RunFolder(launch.from_rank_zero(str(run.path) if run else None)) if several else run
 
     def _make_folder(self) -> RunFolder:
+        if self.run_folder is None:
+            self.run_folder = self._new_folder()
+        return self.run_folder
+
+    def _new_folder(self) -> RunFolder:
         if self.resume is not None:
             run = RunFolder(self.resume.parent.parent)
             run.keep_inside()
@@ -107,8 +181,9 @@ class Session:
                 "own; put them into the config (callbacks=), or start with torchrun"
             )
         run = self._make_folder()
-        run.write_origin(self.cfg, self.hardware.name)
-        launch.spawn(run.path.resolve(), self.hardware, self.resume)
+        with self._ending_recorded(run):
+            run.write_origin(self.cfg, self.hardware.name)
+            launch.spawn(run.path.resolve(), self.hardware, self.resume, self.deadline)
         summary = run.read_json("summary.json")
         return Result(run.path, summary["status"], summary["metrics"], summary["best"], summary)
 
@@ -134,7 +209,8 @@ class Session:
         parts.task.progress.max_steps = 1
         parts.task.progress.bound(None, None)
         trainer = build_trainer(cfg, parts, run=None)
-        trainer.fit(parts.task, datamodule=parts.data)
+        with self._memory_explained(parts, whereabouts(trainer)):
+            trainer.fit(parts.task, datamodule=parts.data)
         seconds = parts.task.progress.seconds
         self.console.print(
             f"one step: {seconds:.2f} s (the first is the slowest), loss {float(parts.task.last_loss):.4f}, "
@@ -143,55 +219,66 @@ class Session:
         return Result(None, "dry run", {"train/loss": float(parts.task.last_loss)})
 
     def _fit(self, parts: Parts, run: RunFolder, step: int | None) -> Result:
-        cfg, task = self.cfg, parts.task
         try:
-            trainer = build_trainer(cfg, parts, run, step, self.callbacks)
+            trainer = build_trainer(self.cfg, parts, run, step, self.callbacks)
         except UserError:
             run.remove_if_empty()
             raise
-        if trainer.is_global_zero:
-            if launch.RUN_VARIABLE not in os.environ:
-                run.write_origin(cfg, self.hardware.name)
-            task.facts.tokenizer.save(run / "tokenizer.json")
-            run.write_json("data.json", data_record(parts.data))
-            values = {} if step is not None else record_of(trainer).values(trainer, task)
-            name = parts.data.records()["name"]
-            facts = {"parameters": parameters(task), "flops_per_token": task.flops_per_token}
-            facts |= {"monitor": task.monitor, "mode": task.mode, "data": name, "seed": cfg.seed}
-            run.update_summary(status="running", **values, **facts)
-            screens.before(self.console, cfg, parts, run.path)
-        self._guarded(trainer, parts, run)
-        return self._finish(trainer, parts, run)
-
-    def _guarded(self, trainer: Trainer, parts: Parts, run: RunFolder) -> None:
-        """Fit, and leave a true status behind however it ends."""
-        try:
+        with self._ending_recorded(run, trainer, parts.task), self._memory_explained(parts, whereabouts(trainer)):
+            self._open(trainer, parts, run, resumed=step is not None)
             trainer.fit(parts.task, datamodule=parts.data, ckpt_path=self.resume, weights_only=True)
-        except Stopped as stop:
-            self._record(trainer, parts, run, status="stopped")
-            self.console.print(f"{stop}; go on with:\npython -m lit_tfm.train resume={run.path}", soft_wrap=True)
-            raise SystemExit(stop.status) from None
+            return self._finish(trainer, parts, run)
+
+    def _open(self, trainer: Trainer, parts: Parts, run: RunFolder, resumed: bool) -> None:
+        """Write down what the run is, and tell it, before it begins."""
+        if not trainer.is_global_zero:
+            return
+        cfg, task = self.cfg, parts.task
+        if launch.RUN_VARIABLE not in os.environ:
+            run.write_origin(cfg, self.hardware.name)
+        task.facts.tokenizer.save(run / "tokenizer.json")
+        run.write_json("data.json", data_record(parts.data))
+        values = {} if resumed else record_of(trainer).values(trainer, task)
+        name = parts.data.records()["name"]
+        facts = {"parameters": parameters(task), "flops_per_token": task.flops_per_token}
+        facts |= {"monitor": task.monitor, "mode": task.mode, "data": name, "seed": cfg.seed}
+        run.update_summary(status="running", reason=None, **values, **facts)
+        screens.before(self.console, cfg, parts, run.path)
+
+    @contextlib.contextmanager
+    def _ending_recorded(self, run: RunFolder, trainer: Trainer | None = None, task: Task | None = None):
+        """Leave a true status behind however the run ends. Without a trainer its ranks are other processes."""
+
+        def record(status: str, reason: str | None = None) -> None:
+            if trainer is None or trainer.is_global_zero:
+                values = record_of(trainer).values(trainer, task) if trainer is not None else {}
+                with contextlib.suppress(OSError):  # where nothing can be written, that can't be written either
+                    run.update_summary(**values, status=status, reason=reason)
+
+        try:
+            yield
+        except Stopped:
+            record("stopped")
+            raise
         except NonFiniteLoss as error:
-            self._record(trainer, parts, run, status="failed", reason=str(error))
+            record("failed", str(error))
             last = run / "checkpoints" / "last.ckpt"
             kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was taken yet"
             raise UserError(f"{error}; {kept}; try a lower optimizer.lr, or trainer.precision=32") from error
-        except OSError as error:
-            if error.errno not in STORAGE:
-                raise
-            with contextlib.suppress(OSError):  # where nothing can be written, that can't be written either
-                self._record(trainer, parts, run, status="failed", reason=f"{error.strerror}: {error.filename}")
-            raise UserError(
-                f"{run.path}: can't be written ({error.strerror}); checkpoints written before are whole; "
-                f"make room, then type resume={run.path}"
-            ) from error
-        except BaseException as error:
-            self._record(trainer, parts, run, status="failed", reason=f"{type(error).__name__}: {error}")
+        except SystemExit as ended:  # of the ranks, which record it themselves where they had begun to train
+            if ended.code not in launch.IN_ORDER:
+                record("failed", f"a rank ended with status {ended.code}")
+            elif run.status() != "stopped":
+                record("stopped")
             raise
-
-    def _record(self, trainer: Trainer, parts: Parts, run: RunFolder, **values) -> None:
-        if trainer.is_global_zero:
-            run.update_summary(**record_of(trainer).values(trainer, parts.task), **values)
+        except BaseException as error:
+            full = None if isinstance(error, UserError) else refusal(error)
+            record("failed", full or f"{type(error).__name__}: {error}")
+            if full is None:
+                raise
+            raise UserError(
+                f"{run.path}: {full}; checkpoints written before are whole; make room, then type resume={run.path}"
+            ) from error
 
     def _finish(self, trainer: Trainer, parts: Parts, run: RunFolder) -> Result:
         # Of a pruned one the test split is not measured: its sweep has no use for it.
@@ -221,6 +308,10 @@ class Session:
         return dict(parts.task.measured)
 
 
+def whereabouts(trainer: Trainer) -> Whereabouts:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, Whereabouts))
+
+
 def record_of(trainer: Trainer) -> Record:
     return next(callback for callback in trainer.callbacks if isinstance(callback, Record))
 
@@ -231,3 +322,10 @@ def hush() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    threading.excepthook = _quiet
+
+
+def _quiet(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer hands what its disk answers to the next write as well: once is enough."""
+    if type(args.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(args)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from lit_tfm.errors import UserError
 from lit_tfm.runs import Result, RunFolder
 
 if TYPE_CHECKING:
@@ -39,9 +38,8 @@ def run_rank(folder: Path) -> int:
 
     try:
         train(RunFolder(folder).config(), callbacks=trial_callbacks())
-    except UserError as error:
-        tell(error)
-        return 2
+    except Exception as error:
+        return tell(error)
     return 0
 
 

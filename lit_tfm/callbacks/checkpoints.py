@@ -87,7 +87,7 @@ class Checkpoints(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         checkpoint["loops"]["fit_loop"] = between_steps(
-            checkpoint["loops"]["fit_loop"], trainer.global_step, trainer.accumulate_grad_batches
+            checkpoint["loops"]["fit_loop"], checkpoint["global_step"], trainer.accumulate_grad_batches
         )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module, checkpoint: dict[str, Any]) -> None:

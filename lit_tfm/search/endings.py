@@ -1,20 +1,18 @@
 """How an attempt at a trial ends, and what follows from it."""
 
-import re
 import signal
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import optuna
-import torch
 
-from lit_tfm.errors import UserError
+from lit_tfm.errors import HUNG, TIME_IS_UP, UserError
 from lit_tfm.tasks.base import NonFiniteLoss
+from lit_tfm.tasks.out_of_memory import NO_MEMORY, OutOfMemory, ran_out
 
 FAILURES = ("crash", "nan", "oom", "timeout", "killed", "refused")
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
-NO_MEMORY = re.compile(r"OutOfMemoryError|out of memory|can't allocate memory|MemoryError|Cannot allocate memory")
+STOPPED = (TIME_IS_UP, 128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,7 @@ def of_exception(error: BaseException, log: str = "") -> Ending:
     words = " ".join(f"{type(error).__name__}: {error}".split())[:500]
     if isinstance(error, optuna.TrialPruned):
         return Ending("pruned")
-    if any(isinstance(link, (MemoryError, torch.OutOfMemoryError)) for link in chain):
-        return Ending("oom", words, trace=trace)
-    if any(isinstance(link, RuntimeError) and NO_MEMORY.search(str(link)) for link in chain):
+    if isinstance(error, OutOfMemory) or ran_out(error):
         return Ending("oom", words, trace=trace)
     if any(isinstance(link, NonFiniteLoss) for link in chain):
         return Ending("nan", " ".join(str(error).split())[:500], trace=trace)
@@ -55,6 +51,10 @@ def of_exception(error: BaseException, log: str = "") -> Ending:
 
 def of_status(status: int, log: str = "", trace: str = "") -> Ending:
     """What an exit status says; negative: the signal that ended the process."""
+    if status == TIME_IS_UP:
+        return Ending("stopped", "stopped by time_limit")
+    if status == HUNG:
+        return Ending("timeout", "it hung (watchdog); log.txt has the stacks", trace=log)
     if status in STOPPED or -status in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         return Ending("stopped", f"stopped by {signal.Signals(status - 128 if status > 0 else -status).name}")
     if status in (-signal.SIGKILL, 128 + signal.SIGKILL):

@@ -145,6 +145,12 @@ class Task(LightningModule):
         # The sum, not the mean: the division by all targets of the global batch comes when all are known.
         return output.loss_sum if output.training_loss_sum is None else output.training_loss_sum
 
+    def forget_step(self) -> None:
+        """What was computed of the step at hand, as if it had not begun; weights and optimizer are those before it."""
+        self.zero_grad(set_to_none=True)
+        self._step_sums.clear()
+        self._step_batches.clear()
+
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:

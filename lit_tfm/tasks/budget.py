@@ -47,6 +47,16 @@ class Budget:
         return int(share * amount + ROUNDING)
 
 
+def seconds(text: str | int | float | None, key: str) -> float | None:
+    """A time, null or 0 for none. Raises UserError, naming `key`, for anything else."""
+    if text in (None, 0, "0"):
+        return None
+    asked = Budget.parse(text, key) if _WRITTEN.fullmatch(str(text).strip()) else None
+    if asked is None or asked.unit != "seconds":
+        raise UserError(f"{key}={text}: not a time; type one of 90s, 10m, 1.5h or null")
+    return asked.amount
+
+
 def nominal(share: float, budget: Budget | None) -> int:
     """A share of the run as a whole number: of its budget, or thousandths of the run where it has none."""
     return budget.nominal(share) if budget is not None else int(1000 * share + ROUNDING)
