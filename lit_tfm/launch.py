@@ -46,6 +46,14 @@ IN_ORDER = (TIME_IS_UP, *(128 + signal.Signals[name] for name in PASSED_ON))  # 
 STATUS = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.DOTALL)
 
 
+class RankFailed(SystemExit):
+    """A rank ended badly, and what there is to say has been said."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(status)
+        self.reason = reason
+
+
 def started_from_outside() -> bool:
     """Whether torchrun or srun made this process one rank of several."""
     return "LOCAL_RANK" in os.environ or SLURMEnvironment.detect()
@@ -114,7 +122,7 @@ def _repeat(word: LastWord, complaints: str) -> NoReturn:
     if word.kind != "failed":
         raise UserError(word.message, word.status)
     sys.stderr.write(harmless(f"rank {word.rank} failed, which ended the others:\n{word.trace}"))
-    raise SystemExit(word.status)
+    raise RankFailed(word.status, f"rank {word.rank}: {word.message}")
 
 
 def _end_as_the_ranks(complaints: str, passed: list[int], status: int) -> NoReturn:
@@ -133,7 +141,7 @@ def _end_as_the_ranks(complaints: str, passed: list[int], status: int) -> NoRetu
             128 - code,
         )
     sys.stderr.write(harmless(complaints))
-    raise SystemExit(status if status > 0 else 128 - status)
+    raise RankFailed(status if status > 0 else 128 - status, f"a rank ended with status {code or status}")
 
 
 @contextmanager
@@ -161,7 +169,8 @@ def tell(error: BaseException) -> int:
     if isinstance(error, OutOfMemory):
         kind = "memory"
     elif not isinstance(error, UserError):
-        kind, trace = "failed", "".join(traceback.format_exception(error))
+        kind, message = "failed", f"{type(error).__name__}: {error}"
+        trace = "".join(traceback.format_exception(error))
     status, folder = getattr(error, "status", 1), Path(os.environ[RUN_VARIABLE])
     word = LastWord(kind, message, status, rank(), trace, getattr(error, "rows", 0))
     if not last_word.leave(folder, word) and last_word.heard(folder) is None:

@@ -265,11 +265,11 @@ class Session:
             last = run / "checkpoints" / "last.ckpt"
             kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint was taken yet"
             raise UserError(f"{error}; {kept}; try a lower optimizer.lr, or trainer.precision=32") from error
-        except SystemExit as ended:  # of the ranks, which record it themselves where they had begun to train
-            if ended.code not in launch.IN_ORDER:
-                record("failed", f"a rank ended with status {ended.code}")
-            elif run.status() != "stopped":
-                record("stopped")
+        except launch.RankFailed as failure:
+            record("failed", failure.reason)
+            raise
+        except SystemExit:  # stopped ranks, which record it themselves where they had begun to train
+            record("stopped")
             raise
         except BaseException as error:
             full = None if isinstance(error, UserError) else refusal(error)
