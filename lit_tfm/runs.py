@@ -11,6 +11,7 @@ checkpoints/       last.ckpt, best.ckpt ..., and the same weights as *.safetenso
 events.out.*       TensorBoard
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -166,11 +167,16 @@ class RunFolder:
 def write_text(path: Path, text: str) -> None:
     """To a temporary name, synced, renamed: a reader or a crash never meets half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def without_passwords(text: str) -> str:

@@ -11,6 +11,8 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,21 +38,32 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        try:
-            with open_new(temporary) as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException as error:
-            temporary.unlink(missing_ok=True)
-            raise (_disk_error(error) or error) from None
-        if path.name == LAST and path.exists():
-            os.replace(path, path.with_name(PREVIOUS))  # killed here, `newest` finds that one
-        os.replace(temporary, path)
+        with partial(path) as temporary:
+            try:
+                with open_new(temporary) as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except BaseException as error:
+                raise (_disk_error(error) or error) from None
+            if path.name == LAST and path.exists():
+                os.replace(path, path.with_name(PREVIOUS))  # killed here, `newest` finds that one
+            os.replace(temporary, path)
         sync_folder(path.parent)
         if self.weights:
             save_weights(path, checkpoint["state_dict"])
+
+
+@contextmanager
+def partial(path: Path) -> Iterator[Path]:
+    """The temporary name of a file; what failed leaves nothing there."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        yield temporary
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def save_weights(checkpoint: Path, state: dict[str, Tensor]) -> None:
@@ -63,12 +76,12 @@ def save_weights(checkpoint: Path, state: dict[str, Tensor]) -> None:
             plain[name] = tensor.detach().cpu().contiguous()
         seen.add(place)
     final = checkpoint.with_suffix(".safetensors")
-    temporary = final.with_name(f".{final.name}.partial")
-    with open_new(temporary) as file:
-        mode = os.fstat(file.fileno()).st_mode & 0o777
-    save_file(plain, temporary)
-    os.chmod(temporary, mode)  # save_file lets only the owner read it, whatever the umask
-    os.replace(temporary, final)
+    with partial(final) as temporary:
+        with open_new(temporary) as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+        save_file(plain, temporary)
+        os.chmod(temporary, mode)  # save_file lets only the owner read it, whatever the umask
+        os.replace(temporary, final)
 
 
 def open_new(path: Path) -> BinaryIO:
@@ -81,13 +94,13 @@ def keep_as(path: Path, name: str) -> None:
     """A checkpoint and its weights under a further name, without writing them again where the disk has links."""
     for suffix in (path.suffix, ".safetensors"):
         kept = path.with_name(name).with_suffix(suffix)
-        temporary = kept.with_name(f".{kept.name}.partial")
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(path.with_suffix(suffix), temporary)
-        except OSError:
-            shutil.copyfile(path.with_suffix(suffix), temporary)
-        os.replace(temporary, kept)
+        with partial(kept) as temporary:
+            temporary.unlink(missing_ok=True)
+            try:
+                os.link(path.with_suffix(suffix), temporary)
+            except OSError:
+                shutil.copyfile(path.with_suffix(suffix), temporary)
+            os.replace(temporary, kept)
 
 
 def check(path: Path) -> str | None:

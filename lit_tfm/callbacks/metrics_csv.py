@@ -2,6 +2,7 @@
 
 import csv
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch.loggers.logger import Logger
@@ -43,13 +44,16 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        new = not self.path.exists()
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(COLUMNS)
-            seconds, tokens = f"{self.progress.seconds:.3f}", self.progress.tokens
-            writer.writerows([step, seconds, tokens, name, float(value)] for name, value in metrics.items())
+        before = self.path.stat().st_size if self.path.exists() else 0
+        seconds, tokens = f"{self.progress.seconds:.3f}", self.progress.tokens
+        rows = [[step, seconds, tokens, name, float(value)] for name, value in metrics.items()]
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows(rows if before else [COLUMNS, *rows])
+        except OSError:
+            with suppress(OSError):  # no half row where the disk was full
+                os.truncate(self.path, before)
+            raise
 
     def log_hyperparams(self, *args, **kwargs) -> None:
         """They stand in config.yaml."""

@@ -101,7 +101,12 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json`; the same tokenizer always gives the same bytes."""
-        Path(path).write_text(self._inner.to_str(pretty=True), encoding="utf-8")
+        partial = Path(path).with_name(f".{Path(path).name}.partial")
+        try:
+            partial.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def __getstate__(self) -> dict:
         return {"json": self._inner.to_str()}
