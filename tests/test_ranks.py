@@ -106,7 +106,8 @@ def test_the_rank_that_hangs_is_named(ranks) -> None:
     assert [status for status, _ in ended] == [HUNG, HUNG]
     said = [line for _, errors in ended for line in errors.splitlines() if line.startswith("error: ")]
     assert len(said) == 1, ended
-    assert "rank 1 is behind at step 3, forward pass; the others wait at step 3, backward pass" in said[0]
+    assert "rank 1 is behind at step 3, forward pass, in " in said[0]
+    assert "faulty.py:11; the others wait at step 3, backward pass" in said[0]
     assert "faulty.py" in ended[1][1]  # its stack
     assert "--- rank 0, step 3, backward pass" in ended[0][1]
     assert ranks.summary()["status"] == "failed"
@@ -211,13 +212,17 @@ def test_the_status_is_that_of_the_rank(status, ended, capsys) -> None:
     assert (caught.value.code if isinstance(caught.value, SystemExit) else caught.value.status) == ended
 
 
+HERE, WAITS = "here.py:7", "torch/distributed/c10d.py:9"
+
+
 @pytest.mark.parametrize(
     ("places", "answering", "said"),
     [
-        ({0: "5 step 3, backward pass"}, {0}, "it is at step 3, backward pass"),
-        ({0: "5 a", 1: "5 a"}, {0, 1}, "all 2 ranks are at a"),
-        ({0: "5 a", 1: "4 b", 2: "5 a"}, {0, 1, 2}, "rank 1 is behind at b; the others wait at a"),
-        ({0: "5 a", 1: "5 a"}, {0}, "rank 1 does not answer, last seen at a; the others wait at a"),
+        ({0: "5 step 3, backward pass"}, {0: HERE}, "it is at step 3, backward pass, in here.py:7"),
+        ({0: "5 a", 1: "5 a"}, {0: HERE, 1: HERE}, "all 2 ranks are at a, in here.py:7"),
+        ({0: "5 a", 1: "5 a"}, {0: HERE, 1: WAITS}, "rank 0 is behind at a, in here.py:7; the others wait at a"),
+        ({0: "5 a", 1: "4 b"}, {0: WAITS, 1: WAITS}, f"rank 1 is behind at b, in {WAITS}; the others wait at a"),
+        ({0: "5 a", 1: "5 a"}, {0: HERE}, "rank 1 does not answer, last seen at a; the others wait at a"),
     ],
 )
 def test_what_the_watchdog_says(places, answering, said) -> None:

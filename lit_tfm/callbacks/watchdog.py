@@ -23,6 +23,7 @@ from lit_tfm.errors import HUNG
 
 LONGEST_TICK = 5.0  # seconds between two looks
 GRACE = 20.0  # seconds: for the others to be told and to write down their stacks, or to fail by themselves
+EXCHANGES = f"torch{os.sep}distributed"  # in the path of a file: what is there waits for other ranks
 DEBUGGERS = ("pdb", "bdb", "pydevd", "debugpy", "IPython.core.debugger", "_pydevd_bundle")
 
 
@@ -138,19 +139,21 @@ class Watch(threading.Thread):
 
     def _gathered(self) -> bool:
         """Wait until all stacks are written, or long enough; whether this rank is the one to speak."""
-        self._mark(f"dumped/{self.rank}")
+        self._mark(f"dumped/{self.rank}", innermost())
         self._wait_for([f"dumped/{rank}" for rank in range(self.world)], GRACE)
         return self.store.add(f"{self.key}/speaker", 1) == 1
 
     @property
-    def _answering(self) -> set[int]:
+    def _answering(self) -> dict[int, str]:
+        """The ranks that have written their stacks, with the innermost line of each."""
         if self.store is None:
-            return {0}
-        return {rank for rank in range(self.world) if self.store.check([f"{self.key}/dumped/{rank}"])}
+            return {0: innermost()}
+        keys = {rank: f"{self.key}/dumped/{rank}" for rank in range(self.world)}
+        return {rank: self.store.get(key).decode() for rank, key in keys.items() if self.store.check([key])}
 
-    def _mark(self, name: str) -> None:
+    def _mark(self, name: str, value: str = "1") -> None:
         if self.store is not None:
-            self.store.set(f"{self.key}/{name}", "1")
+            self.store.set(f"{self.key}/{name}", value)
 
     def _wait_for(self, names: list[str], seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -158,19 +161,27 @@ class Watch(threading.Thread):
             time.sleep(0.1)
 
 
-def sentence(places: dict[int, Place], answering: set[int], limit: float) -> str:
-    """Who is behind, by phase and step."""
+def sentence(places: dict[int, Place], answering: dict[int, str], limit: float) -> str:
+    """Who is behind, by phase and step; under FSDP, where all wait in the same phase, by who is in no exchange."""
     begun = f"the run hangs: nothing was done for {limit:g} s"
-    if silent := sorted(set(places) - answering):
+    if silent := sorted(set(places) - set(answering)):
         told = "; ".join(f"rank {rank} does not answer, last seen at {places[rank].where}" for rank in silent)
         return f"{begun}; {told}{_others(places, silent)}"
     least, most = (f(place.count for place in places.values()) for f in (min, max))
-    if least == most:
-        who = "it is" if len(places) == 1 else f"all {len(places)} ranks are"
-        return f"{begun}; {who} at {next(iter(places.values())).where}"
     behind = [rank for rank in sorted(places) if places[rank].count == least]
-    told = "; ".join(f"rank {rank} is behind at {places[rank].where}" for rank in behind)
+    if least == most:
+        behind = [rank for rank in behind if EXCHANGES not in answering[rank]]
+        if len(places) == 1 or len(behind) in (0, len(places)):
+            who = "it is" if len(places) == 1 else f"all {len(places)} ranks are"
+            return f"{begun}; {who} at {next(iter(places.values())).where}, in {answering[min(places)]}"
+    told = "; ".join(f"rank {rank} is behind at {places[rank].where}, in {answering[rank]}" for rank in behind)
     return f"{begun}; {told}{_others(places, behind)}"
+
+
+def innermost() -> str:
+    """Where in the source the main thread is."""
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "no frame"
 
 
 def _others(places: dict[int, Place], named: list[int]) -> str:
