@@ -1,7 +1,13 @@
-"""What bad input gets: one line that says what was given, what is allowed and what to type; nothing half-written."""
+"""What bad input and faults get: a documented status, one line that says what to type, nothing half-written.
+
+The rows run through the verb's own main, in this process; where the process itself matters they are in test_disk.py
+(full and broken disks), test_out_of_memory.py, test_ranks.py and test_stopped.py. Broken data files: tests/data/.
+"""
 
 import importlib.util
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +16,14 @@ import pytest
 import torch
 
 from lit_tfm import config
+from lit_tfm.callbacks.checkpoint_files import check
 from lit_tfm.errors import UserError
-from lit_tfm.train import train
+from lit_tfm.train import main, train
 
 SMALL = ["model.d_model=32", "model.n_layers=1", "model.n_heads=2", "tokenizer.vocab_size=300", "data.block_size=16"]
 STEP = ["trainer.accelerator=cpu", "trainer.max_steps=1", "trainer.val_every=1", "data.val_limit=4", "budget=null"]
 LM = ["experiment=bert_small", *SMALL, *STEP]
+QUIET = ["logger.tensorboard=null", "callbacks.attention=null", "callbacks.samples=null", "callbacks.projector=null"]
 CLASSES = ["model=bert_tiny", "task=classification", "data=csv", "model.n_layers=1", "tokenizer.vocab_size=300", *STEP]
 
 
@@ -24,16 +32,30 @@ def compose_and_train(overrides: list[str]) -> None:
 
 
 @pytest.fixture
-def refused(tmp_path, session_cache):
-    """Trains, expects a refusal, and checks that it is one line and left no folder behind; returns the line."""
+def told(monkeypatch, capsys, tmp_path):
+    """`python -m lit_tfm.<verb> ...` in this process; checks status and single line, and returns the line."""
+
+    def attempt(*words: str, status: int = 2, verb=main) -> str:
+        monkeypatch.setattr(sys, "argv", ["lit_tfm", *words])
+        with pytest.raises(SystemExit) as ended:
+            verb()
+        errors = capsys.readouterr().err
+        assert ended.value.code == status, errors
+        assert len(errors.splitlines()) == 1, errors
+        assert errors.startswith("error: ")
+        return errors
+
+    return attempt
+
+
+@pytest.fixture
+def refused(tmp_path, session_cache, told):
+    """`told`, of a run that leaves no folder behind."""
 
     def attempt(*overrides: str) -> str:
         folder = tmp_path / "refused" / "run"
-        with pytest.raises(UserError) as caught:
-            compose_and_train([*overrides, f"cache_dir={session_cache}", f"output_dir={folder}"])
+        message = told(*overrides, f"cache_dir={session_cache}", f"output_dir={folder}")
         assert not folder.exists()
-        message = str(caught.value)
-        assert "\n" not in message
         return message
 
     return attempt
@@ -77,6 +99,43 @@ def write(path: Path, content: str | bytes) -> Path:
         (["schedule.warmup=2"], "at most 1"),
         (["task.label_smoothing=2"], "at most 0.999"),
         (["trainer.num_nodes=2"], "torchrun --nnodes=2"),
+        (["trainer.max_stesp=3"], "did you mean 'max_steps'"),
+        (["model.d_modle=32"], "did you mean 'd_model'"),
+        (["modle=bert_tiny"], "did you mean 'model'"),
+        (["model=bert_tny"], "did you mean 'bert_tiny'"),
+        (["model=null"], "a run needs one"),
+        (["optimizer=adam"], "no such optimizer"),
+        (["nonsense"], "type key=value"),
+        (["model.d_model=[1"], "type key=value"),
+        (["model.d_model=0"], "d_model"),
+        (["model.n_heads=0"], "n_heads"),
+        (["model.n_layers=-1"], "n_layers"),
+        (["model.activation=gleu"], "did you mean"),
+        (["task._target_=os.system"], "os.system"),
+        (["trainer.accelerator=tpu"], "choose from auto, cpu, gpu"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0"),
+        (["trainer.max_steps=null", "trainer.max_epochs=null"], "the run would not end"),
+        (["trainer.log_every=0"], "trainer.log_every=0"),
+        (["data.val_limit=0"], "data.val_limit=0"),
+        (["data.batch_size=null"], "both null"),
+        (["data.num_workers=-1"], "data.num_workers"),
+        (["data.holdout.validation=1.5"], "holdout"),
+        (["task.rate=0"], "rate"),
+        (["task.bad_steps=some"], "task.bad_steps"),
+        (["watchdog=soon"], "watchdog=soon: not a time"),
+        (["watchdog='5 tokens'"], "type one of 90s"),
+        (["time_limit=tomorrow"], "time_limit=tomorrow: not a time"),
+        (["auto_batch=2"], "auto_batch=2: must be true or false"),
+        (["deterministic=maybe"], "must be true or false"),
+        (["init_from=/dev/null"], "/dev/null"),
+        (["resume=/dev/null"], "/dev/null"),
+        (["experiment=nowhere.yaml"], "can't be read"),
+        (["callbacks=[defaults]"], "did you mean 'default'"),
+        (["callbacks.checkpoints.evry=2"], "did you mean 'every'"),
+        (["logger=tensorbord"], "did you mean 'tensorboard'"),
+        (["debug=all"], "no such debug"),
+        (["schedule=cosin"], "did you mean 'cosine'"),
+        (["tokenizer.vocab_size=3"], "vocab_size"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -159,11 +218,92 @@ def test_no_test_split(refused, labelled_csv) -> None:
     assert "data.holdout.test" in refused(*CLASSES, f"data.path={labelled_csv}", "test=true")
 
 
-def test_an_output_folder_that_can_not_be_made(tmp_path, session_cache, text_folder) -> None:
+def test_an_output_folder_that_can_not_be_made(told, tmp_path, session_cache, text_folder) -> None:
     blocked = write(tmp_path / "file", "a file, not a folder")
-    cfg = config.compose([*LM, f"data.path={text_folder}", f"cache_dir={session_cache}", f"output_dir={blocked}/run"])
-    with pytest.raises(UserError, match="can't be written"):
-        train(cfg, quiet=True)
+    given = [f"data.path={text_folder}", f"cache_dir={session_cache}"]
+    assert "can't be written" in told(*LM, *given, f"output_dir={blocked}/run")
+
+
+def test_an_output_folder_that_holds_something(told, tmp_path, session_cache, text_folder) -> None:
+    write(tmp_path / "taken" / "file", "mine")
+    given = [f"data.path={text_folder}", f"cache_dir={session_cache}"]
+    assert "it is not empty" in told(*LM, *given, f"output_dir={tmp_path / 'taken'}")
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["file"]
+
+
+# ---- checkpoints and run folders -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, session_cache, text_folder) -> Path:
+    """A run of one step; to be copied."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    options = [f"data.path={text_folder}", f"cache_dir={session_cache}", f"output_dir={folder}", *QUIET]
+    compose_and_train([*LM, *options])
+    return folder
+
+
+def damaged(folder: Path, name: str, content: bytes | None) -> None:
+    path = folder / name
+    if content is None:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words", "said"),
+    [
+        ({"config.yaml": None}, [], "no config.yaml"),
+        ({"config.yaml": b"model: [1"}, [], "config.yaml"),
+        ({"config.yaml": b"\xff\xfe\x00"}, [], "config.yaml"),
+        ({"checkpoints": None}, [], "there is no checkpoint"),
+        ({"checkpoints/last.ckpt": b""}, ["last.ckpt"], "is broken"),
+        ({"checkpoints/last.ckpt": b"PK\x03\x04 nothing"}, ["last.ckpt"], "is broken"),
+        ({"checkpoints/last.ckpt": b"x", "checkpoints/best.ckpt": b"y"}, [], "none is whole"),
+        ({}, ["model.d_model=64"], "d_model: 32 there, 64 here"),
+        ({}, ["seed=9"], "seed: 1 there, 9 here"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_runs_that_can_not_be_gone_on_with(told, finished, tmp_path, damage, words, said) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    for name, content in damage.items():
+        damaged(folder, name, content)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    target = folder / "checkpoints" / words.pop() if words == ["last.ckpt"] else folder
+    assert said in told(f"resume={target}", "trainer.max_steps=3", *words)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"checkpoints": None}, "no weights yet"),
+        ({"checkpoints/best.safetensors": b"garbage"}, "best.safetensors"),
+        ({"checkpoints/best.safetensors": b""}, "best.safetensors"),
+        ({"tokenizer.json": b"{}"}, "tokenizer.json"),
+    ],
+    ids=str,
+)
+def test_weights_that_can_not_be_taken_over(refused, finished, tmp_path, text_folder, damage, said) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    for name, content in damage.items():
+        damaged(folder, name, content)
+    assert said in refused(*LM, f"data.path={text_folder}", f"init_from={folder}")
+
+
+def test_loss_that_is_no_number_names_the_checkpoint_before(told, tmp_path, session_cache, text_folder) -> None:
+    """Its folder stays: it is whole, and says that the run failed."""
+    folder = tmp_path / "run"
+    given = [f"data.path={text_folder}", f"cache_dir={session_cache}", f"output_dir={folder}", *QUIET]
+    given += ["optimizer=adamw", "optimizer.lr=1e30", "task.grad_clip=0", "trainer.max_steps=20", "task.bad_steps=2"]
+    line = told(*LM, *given, "schedule=constant", "trainer.val_every=1")
+    assert "is no longer finite" in line or "loss is nan" in line or "are no longer finite" in line, line
+    assert "checkpoint" in line
+    assert json.loads((folder / "summary.json").read_text())["status"] == "failed"
+    kept = list((folder / "checkpoints").glob("*.ckpt")) if (folder / "checkpoints").exists() else []
+    assert all(check(path) is None for path in kept)
 
 
 def command(*arguments: str, **env: str) -> subprocess.CompletedProcess:
