@@ -10,7 +10,6 @@ Letters: B batch, T tokens, V vocabulary.
 import argparse
 import importlib.util
 import json
-import math
 import os
 import sys
 import time
@@ -42,7 +41,12 @@ class Work:
     @property
     def targets(self) -> int:
         """Decoder tokens of an example, encoder-decoder only (Raffel et al. 2020: 114 for 512)."""
-        return math.ceil(0.2227 * self.length) if self.task == "span_corruption" else 0
+        return round(0.2227 * self.length) if self.task == "span_corruption" else 0
+
+    @property
+    def text(self) -> int:
+        """Tokens of text in an example: with spans cut out of 568, 512 go into the encoder."""
+        return round(self.length * 568 / 512) if self.task == "span_corruption" else self.length
 
 
 WORKS = {
@@ -150,8 +154,8 @@ def words(work: Work, args: argparse.Namespace) -> list[str]:
     steps = args.warmup + args.steps
     typed = [f"model={work.model}", f"task={work.task}", "data=text", f"data.path={args.text}"]
     typed += ["tokenizer=pretrained", f"tokenizer.path={args.tokenizer}", f"cache_dir={args.folder / 'cache'}"]
-    typed += [f"data.block_size={work.length}", f"data.batch_size={work.batch}", "data.val_limit=2"]
-    typed += [f"model.max_length={max(work.length, 512)}", "optimizer=adamw", f"trainer.max_steps={steps}"]
+    typed += [f"data.block_size={work.text}", f"data.batch_size={work.batch}", "data.val_limit=2"]
+    typed += [f"model.max_length={max(work.text, 512)}", "optimizer=adamw", f"trainer.max_steps={steps}"]
     typed += ["budget=null", f"trainer.val_every={steps}", f"output_dir={args.folder / 'run'}", "callbacks=[]"]
     typed += [f"trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}", f"trainer.precision={args.precision}"]
     if args.tiny:
@@ -325,8 +329,8 @@ def peer_figures(work: Work, watch: Stopwatch, args: argparse.Namespace) -> dict
 
 
 def speed(work: Work, watch: Stopwatch, args: argparse.Namespace) -> dict:
-    """Tokens are counted alike on all sides: examples times their length, a decoder's not counted again."""
-    found = {"tokens_per_second": watch.examples * work.length / watch.seconds, "step": watch.seconds / watch.steps}
+    """Tokens are counted alike on all sides: those of the text in each example."""
+    found = {"tokens_per_second": watch.examples * work.text / watch.seconds, "step": watch.seconds / watch.steps}
     if args.device == "cuda":
         found["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         found["device"] = torch.cuda.get_device_name()

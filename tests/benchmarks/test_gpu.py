@@ -7,9 +7,13 @@ import sys
 from pathlib import Path
 
 import gpu_contestants
+import gpu_runs
+import numpy as np
 import pytest
 import torch
 from gpu_contestants import GPT, WORKS, Stopwatch, work_of
+
+from lit_tfm.tasks.span_corruption import span_counts
 
 FOLDER = Path(gpu_contestants.__file__).parent
 TINY = ["--device", "cpu", "--tiny", "--steps", "2", "--warmup", "1", "--rounds", "1", "--dry"]
@@ -41,10 +45,8 @@ def test_ladder_runs(tmp_path) -> None:
 def test_without_a_gpu_it_says_so() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    command = [sys.executable, str(FOLDER / "gpu_ladder.py"), "--dry"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    assert "no GPU" in done.stderr
+    with pytest.raises(SystemExit, match="no GPU"), gpu_runs.runs(argparse.Namespace(device="cuda", keep=None)):
+        pass
 
 
 def test_the_stopwatch_leaves_the_warmup_out() -> None:
@@ -68,6 +70,13 @@ def test_nanogpt_has_gpt2s_size_and_a_peers_flops_are_six_a_weight() -> None:
     assert gpu_contestants.flops_of_peer(work) / work.length == pytest.approx(
         6 * (weights - positions) + attention, rel=0.01
     )
+
+
+def test_spans_cut_out_of_a_text_leave_what_the_peer_gets() -> None:
+    work = work_of("t5_base", tiny=False, batch=None)
+    hidden, spans = span_counts(np.array([work.text]), density=0.15, mean_span=3.0)
+    assert work.text - hidden + spans == pytest.approx(work.length, abs=1)
+    assert hidden + spans + 1 == work.targets
 
 
 def test_a_checkouts_model_takes_the_place_of_our_own(tmp_path) -> None:
