@@ -151,6 +151,7 @@ class TextData(LightningDataModule, ABC):
     def open(self, source: HeldOut, tokenizer: Tokenizer) -> None:
         """Make or find the tokens of a source's splits, and know their facts."""
         self.prepare_splits(source, tokenizer)
+        tokenizer.forget()  # a run keeps it for as long as it trains
         self.origin = {
             "name": source.name,
             "source": source.source.origin,

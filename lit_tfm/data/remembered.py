@@ -37,9 +37,10 @@ class Remembered:
 
     def __init__(self, split: Callable[[str], list[str]], encode: Callable[[list[str]], Sequence[np.ndarray]]) -> None:
         self.split, self.encode = split, encode
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """As if no word had been seen."""
         self.numbers = _Numbers()
         self.ids = np.empty(0, dtype=np.int32)  # of all words, one after the other
         self.starts = self.lengths = np.empty(0, dtype=np.int64)  # of each word within them
@@ -51,7 +52,7 @@ class Remembered:
         parts = [self.split(text) for text in texts]
         counts = np.fromiter(map(len, parts), np.int64, len(parts))
         if len(self.numbers) > MOST_WORDS:
-            self._forget()
+            self.forget()
         known = len(self.numbers)
         words = np.fromiter(map(self.numbers.__getitem__, chain.from_iterable(parts)), np.int64, counts.sum())
         if (len(self.numbers) - known) * FEW_REPEATS > len(words):

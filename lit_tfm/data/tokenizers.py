@@ -137,6 +137,11 @@ class Tokenizer:
                 return ids
         return self._encode(texts, special)
 
+    def forget(self) -> None:
+        """Give back the memory of words that encoding much text has filled."""
+        if self._remembered is not None:
+            self._remembered.forget()
+
     def _encode(self, texts: Sequence[str], special: bool = False) -> list[np.ndarray]:
         """By the library, long texts in parts."""
         pieces, owner = [], []

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers
 
 from lit_tfm.data import remembered
+from lit_tfm.data.language_modeling import LanguageModelingData
 from lit_tfm.data.remembered import Remembered, with_blanks
 from lit_tfm.data.tokenizers import BPE, Tokenizer, Unigram, WordPiece
 
@@ -86,6 +87,14 @@ def test_memory_is_bounded(trained, monkeypatch):
         text = " ".join(f"{letter}{number % 50}" for number in range(30_000))
         assert memory.encode_batch([text])[0].tolist() == plain(trained["bpe"], text)
         assert len(memory.numbers) <= 51
+
+
+def test_a_run_keeps_no_memory_of_the_words_it_stored(tmp_path) -> None:
+    (tmp_path / "train.txt").write_text(TEXT * 2)
+    data = LanguageModelingData(BPE(vocab_size=320), path=str(tmp_path / "train.txt"), cache_dir=tmp_path / "cache")
+    data.prepare_data()
+    assert not data.facts.tokenizer._remembered.numbers
+    assert data.facts.tokenizer.encode(TEXT).tolist() == plain(data.facts.tokenizer, TEXT)
 
 
 def foreign(normalizer=None, added: list | None = None, dropout: float | None = None) -> Tokenizer:
