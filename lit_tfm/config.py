@@ -199,7 +199,8 @@ def explain(error: Exception) -> UserError:
     """One line for a mistake that Hydra found while composing."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        options = sorted({o.rpartition("/")[2] for o in (error.options or [])} - set(_files))
+        known = error.options or [path.stem for path in (CONF / group).glob("*.yaml")]  # of a list Hydra names none
+        options = sorted({option.rpartition("/")[2] for option in known} - set(_files))
         if group and options:
             return UserError(
                 f"{group}={option}: no such {group}{nearest(option, options)}; there is {', '.join(options)}"
@@ -279,6 +280,8 @@ VALUES = (
     ("optimizer.lr", float, 0, None, True),
     ("task.grad_clip", float, 0, None, True),
     ("task.label_smoothing", float, 0, 0.999, True),
+    ("task.bad_steps", int, 1, None, True),
+    ("task.rate", float, 1e-9, 1, True),
     ("schedule.warmup", float, 0, 1, True),
     ("schedule.cooldown", float, 0, 1, True),
     ("tokenizer.vocab_size", int, 1, None, True),
@@ -286,6 +289,9 @@ VALUES = (
     ("data.batch_tokens", int, 1, None, True),
     ("data.max_length", int, 1, None, True),
     ("data.block_size", int, 1, None, True),
+    ("data.num_workers", int, 0, None, True),
+    ("data.holdout.validation", float, 0, 0.99, True),
+    ("data.holdout.test", float, 0, 0.99, True),
     ("data.subset", int, 1, None, True),
     ("data.val_limit", int, 1, None, True),
     ("data.test_limit", int, 1, None, True),
