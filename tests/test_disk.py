@@ -73,7 +73,7 @@ class Disk:
         monkeypatch.setattr(shutil, "copyfile", copies)
 
     def hits(self, path) -> bool:
-        if isinstance(path, int) or self.name not in Path(os.fspath(path)).name:
+        if isinstance(path, int) or self.name not in Path(os.fsdecode(path)).name:
             return False
         self.opened += 1
         return self.opened >= self.since

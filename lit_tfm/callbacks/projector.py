@@ -7,6 +7,7 @@ import numpy as np
 from lightning import Callback, Trainer
 
 from lit_tfm.callbacks.attention import visible
+from lit_tfm.callbacks.checkpoint_files import partial
 from lit_tfm.callbacks.gathered import looking, whole
 from lit_tfm.callbacks.tensorboard import boards, of_a_trial
 from lit_tfm.tasks.base import Task
@@ -79,6 +80,6 @@ def write(folder: Path, vectors: np.ndarray, names: list[str], counts: np.ndarra
 
 def _replace(path: Path, text: str) -> None:
     """TensorBoard may be reading."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with partial(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
