@@ -14,20 +14,21 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from lit_tfm import targets
 from lit_tfm.callbacks.auto_batch import AutoBatch
-from lit_tfm.callbacks.checkpoint_files import AtomicCheckpointIO
+from lit_tfm.callbacks.checkpoint_files import AtomicCheckpointIO, head
 from lit_tfm.callbacks.checkpoints import Checkpoints
 from lit_tfm.callbacks.metrics_csv import MetricsCsv
 from lit_tfm.callbacks.pace import NEVER, Pace
 from lit_tfm.callbacks.preemption import Preemption
 from lit_tfm.callbacks.progress_bar import ProgressBar
 from lit_tfm.callbacks.record import Record
+from lit_tfm.callbacks.sharding import Sharding
 from lit_tfm.callbacks.tensorboard import HParams
 from lit_tfm.callbacks.trial import TrialReport
 from lit_tfm.callbacks.watchdog import Watchdog
@@ -185,11 +186,7 @@ def build_trainer(
 
 def strategy(hardware: Hardware) -> Strategy | str:
     if hardware.strategy == "fsdp":
-        # FSDPStrategy refuses CPUs; left to itself, ModelParallelStrategy would split tensors, not data. One file, so
-        # that a checkpoint of FSDP loads under DDP and in one process.
-        return ModelParallelStrategy(
-            data_parallel_size=hardware.world_size, tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
+        return Sharding(hardware.world_size)
     if hardware.strategy == "ddp":
         backend = "nccl" if hardware.accelerator == "gpu" else "gloo"
         # Gradients lie where they are exchanged: no copy of them all, in time or memory.
@@ -316,13 +313,13 @@ def resume_checkpoint(path: Path, task: Task, forced: bool = False) -> int:
 
     Returns the optimizer step it was taken at. `forced` lets another tokenizer pass; weights of another shape never.
     """
-    saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    saved, shapes = head(path)
     if saved["lit_tfm"]["tokenizer"] != task.facts.tokenizer.hash and not forced:
         raise UserError(
             f"resume={path}: the checkpoint was trained with another tokenizer; "
             "type tokenizer.path=<its run>/tokenizer.json"
         )
-    check_shapes(path, {name: value.shape for name, value in saved["state_dict"].items()}, task)
+    check_shapes(path, shapes, task)
     task.on_load_checkpoint(saved)  # whether it is finished may depend on its tokens and seconds
     return int(saved["global_step"])
 

@@ -28,6 +28,7 @@ from yaml import YAMLError
 from lit_tfm import targets
 from lit_tfm.errors import UserError, nearest
 from lit_tfm.foreign import check_defaults, check_references, load_config
+from lit_tfm.runs import run_of
 
 _PACKAGE = Path(__file__).parent
 # A wheel carries conf/ and sweeps/ inside the package; a checkout has them beside it.
@@ -163,8 +164,7 @@ def _continued(cfg: DictConfig, typed: list[str]) -> DictConfig:
     """
     if cfg.resume in (None, "auto"):
         return cfg
-    folder = Path(str(cfg.resume))
-    stored = (folder if folder.is_dir() else folder.parent.parent) / "config.yaml"
+    stored = run_of(Path(str(cfg.resume))) / "config.yaml"
     overrides = OverridesParser.create().parse_overrides(typed)
     if not stored.is_file() or any(override.key_or_group in groups() for override in overrides):
         return cfg

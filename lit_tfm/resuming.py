@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_tfm import targets
 from lit_tfm.callbacks.checkpoint_files import check, newest
+from lit_tfm.callbacks.replacing import is_sharded
 from lit_tfm.errors import UserError
 from lit_tfm.runs import ENDED, RunFolder
 
@@ -132,7 +133,7 @@ def find_checkpoint(cfg: DictConfig, say: Callable[[str], None]) -> Path | None:
             return None
     else:
         folder = Path(cfg.resume)
-        if folder.is_file():
+        if folder.is_file() or is_sharded(folder):
             if wrong := check(folder):
                 raise UserError(f"resume={folder}: the checkpoint is broken ({wrong}); type resume={folder.parents[1]}")
             return folder

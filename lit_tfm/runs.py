@@ -7,7 +7,7 @@ data.json          the data set that was really used, its hash, splits, tokens; 
 tokenizer.json     the tokenizer
 metrics.csv        step,seconds,tokens,name,value: one line a number
 summary.json       status, steps, tokens, seconds, parameters, last and best metrics
-checkpoints/       last.ckpt, best.ckpt ..., and the same weights as *.safetensors
+checkpoints/       last.ckpt, best.ckpt ..., and the same weights as *.safetensors; in shards, a .ckpt is a folder
 events.out.*       TensorBoard
 """
 
@@ -28,6 +28,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lit_tfm.callbacks.replacing import is_sharded
 from lit_tfm.errors import UserError
 from lit_tfm.foreign import load_config
 
@@ -44,6 +45,11 @@ ENDED = ("finished", "pruned")  # statuses of a run that has nothing left to do
 # What a run makes in its folder, as far as its first checkpoint.
 MADE = ("config.yaml", "command.txt", "environment.json", "data.json", "tokenizer.json", "metrics.csv", "summary.json")
 BESIDE = ("trial.json", "log.txt", "error.txt", ".lock")  # what a sweep keeps in a run's folder before it is one
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run folder of a checkpoint, and of itself."""
+    return checkpoint if checkpoint.is_dir() and not is_sharded(checkpoint) else checkpoint.parent.parent
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ Weights are read from safetensors, or from a .ckpt with `weights_only=True`: a f
 
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_tfm import targets
 from lit_tfm.build import build_task, facts_of
+from lit_tfm.callbacks.checkpoint_files import head, read
+from lit_tfm.callbacks.replacing import is_sharded
 from lit_tfm.errors import UserError, nearest
 from lit_tfm.runs import RunFolder
 from lit_tfm.tasks.base import Task
@@ -96,7 +97,7 @@ def checkpoint_file(run: RunFolder, checkpoint: str | None) -> Path:
 
 def _named(folder: Path, checkpoint: str, there: list[str]) -> Path:
     for path in (Path(checkpoint).expanduser(), folder / checkpoint):
-        if path.is_file():
+        if path.is_file() or is_sharded(path):
             return path
     options = ["best", "last", *there]
     near = nearest(checkpoint, options) or f"; type {', '.join(options)} or a file"
@@ -107,17 +108,16 @@ def weights(file: Path) -> tuple[dict[str, Tensor], str | None]:
     """Tensors by name, and the hash of the tokenizer they were trained with where a .ckpt (beside) tells it."""
     try:
         if file.suffix == ".ckpt":
-            saved = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+            saved = read(file)
             state, told = dict(saved["state_dict"]), saved.get("lit_tfm", {}).get("tokenizer")
             if odd := [name for name, value in state.items() if not isinstance(value, Tensor)]:
                 raise ValueError(f"{odd[0]} is no tensor")
             return state, told
-        state = load_file(file)
+        state, whole = load_file(file), file.with_suffix(".ckpt")
+        return state, head(whole)[0].get("lit_tfm", {}).get("tokenizer") if whole.exists() else None
     except Exception as error:  # bytes from anywhere: whatever a reader stumbles over, the file is broken
         why = " ".join(str(error).split())[:150] or type(error).__name__
         raise UserError(f"{file}: no checkpoint that can be read ({why}); type another one, e.g. last") from error
-    whole = file.with_suffix(".ckpt")
-    return state, weights(whole)[1] if whole.is_file() else None
 
 
 def fit(task: Task, state: dict[str, Tensor], file: Path) -> None:

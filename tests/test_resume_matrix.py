@@ -116,8 +116,8 @@ def test_stopped_after_every_single_step(matrix, tmp_path, recipe, variant, end)
     target, every = tmp_path / "run", ["++callbacks.checkpoints.every=1"]
     for step in range(1, 9):
         next_second(target)
+        moment = f"step@{step}" if end == "crash" else f"batch@{(step - 1) * accumulate + 1}"
         with pytest.raises((SystemExit, Crash)):
-            moment = f"step@{step}" if end == "crash" else f"batch@{(step - 1) * accumulate + 1}"
             matrix(target, recipe, variant, *every, "resume=auto", callbacks=[Interrupt(moment, end)])
     go_on(target)
     assert_identical(matrix.uninterrupted(recipe, variant, *every), target)

@@ -101,7 +101,7 @@ def test_force_goes_on_with_what_was_typed(run, mlm) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("model.d_model=32", r"\[48, 16\] there, \[96, 32\] here"),
+        ("model.d_model=32", r"\[32, 16\] there, \[64, 32\] here"),
         ("optimizer=adamw", "can't go on with the state of"),
     ],
 )

@@ -3,6 +3,7 @@
     last.ckpt          the newest; previous.ckpt the one before it
     best.ckpt          the best validations, best-2.ckpt ...; step-N.ckpt where they were asked for
     *.safetensors      the plain weights of best and last
+    (in shards, a .ckpt is a folder: sharded_files.py)
 
 A checkpoint is a zip archive in which torch keeps a CRC-32 of every record; `check` reads all of them.
 """
@@ -18,12 +19,16 @@ from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lit_tfm.callbacks import sharded_files
+from lit_tfm.callbacks.replacing import is_sharded, put, remove, sync_folder
 from lit_tfm.errors import UserError
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+STEP = "step"  # of the weights, in the header of a .safetensors
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -46,27 +51,38 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     os.fsync(file.fileno())
             except BaseException as error:
                 raise (_disk_error(error) or error) from None
-            if path.name == LAST and path.exists():
-                os.replace(path, path.with_name(PREVIOUS))  # killed here, `newest` finds that one
-            os.replace(temporary, path)
-        sync_folder(path.parent)
+            take_place(temporary, path)
         if self.weights:
-            save_weights(path, checkpoint["state_dict"])
+            save_weights(path, checkpoint["state_dict"], checkpoint["global_step"])
+
+    def load_checkpoint(self, path, map_location=None, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(path)
+        return (
+            sharded_files.read(path) if is_sharded(path) else super().load_checkpoint(path, map_location, weights_only)
+        )
 
 
 @contextmanager
 def partial(path: Path) -> Iterator[Path]:
-    """The temporary name of a file; what failed leaves nothing there."""
+    """The temporary name of a file or folder; what failed leaves nothing there."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         yield temporary
     except BaseException:
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            remove(temporary)
         raise
 
 
-def save_weights(checkpoint: Path, state: dict[str, Tensor]) -> None:
+def take_place(temporary: Path, path: Path) -> None:
+    """A checkpoint that is whole and synced gets its name. Killed in the middle, `newest` finds the one before."""
+    if path.name == LAST and path.exists():
+        put(path, path.with_name(PREVIOUS))
+    put(temporary, path)
+    sync_folder(path.parent)
+
+
+def save_weights(checkpoint: Path, state: dict[str, Tensor], step: int = 0) -> None:
     """`state_dict` of a checkpoint as safetensors beside it; tied weights stand once, under their first name."""
     seen: set[tuple] = set()
     plain = {}
@@ -79,14 +95,14 @@ def save_weights(checkpoint: Path, state: dict[str, Tensor]) -> None:
     with partial(final) as temporary:
         with open_new(temporary) as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777
-        save_file(plain, temporary)
+        save_file(plain, temporary, metadata={"format": "pt", STEP: str(step)})
         os.chmod(temporary, mode)  # save_file lets only the owner read it, whatever the umask
         os.replace(temporary, final)
 
 
 def open_new(path: Path) -> BinaryIO:
     """For writing under a temporary name, in place of what a crash left there; a link there is not followed."""
-    path.unlink(missing_ok=True)
+    remove(path)
     return open(path, "xb")
 
 
@@ -95,31 +111,102 @@ def keep_as(path: Path, name: str) -> None:
     for suffix in (path.suffix, ".safetensors"):
         kept = path.with_name(name).with_suffix(suffix)
         with partial(kept) as temporary:
-            temporary.unlink(missing_ok=True)
-            try:
-                os.link(path.with_suffix(suffix), temporary)
-            except OSError:
-                shutil.copyfile(path.with_suffix(suffix), temporary)
-            os.replace(temporary, kept)
+            remove(temporary)
+            link(path.with_suffix(suffix), temporary)
+            put(temporary, kept)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same content under another name; a copy where the disk has no links."""
+    if source.is_dir():
+        target.mkdir()
+        for file in source.iterdir():
+            link(file, target / file.name)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def settle(folder: Path, best: list[tuple[str, int]], resumed: Path) -> None:
+    """Give the best checkpoints, (name, step) each, and the weights their places, where a kill came too early for it.
+
+    The ranking is part of the checkpoint, so it is on the disk before the files it speaks of have their names.
+    """
+    there = {step: path for path in [*folder.glob("*best*.ckpt*"), resumed] if (step := step_of(path)) is not None}
+    missing = [(name, step) for name, step in best if step_of(folder / name) != step and step in there]
+    missing = [(name, step) for name, step in missing if check(there[step]) is None]  # and not half of one
+    for name, step in missing:  # all of them before the first name changes hands
+        remove(kept := folder / f".kept-{name}")
+        link(there[step], kept)
+    for name, _ in missing:
+        put(folder / f".kept-{name}", folder / name)
+    for path, step in [*((folder / name, step) for name, step in best), (resumed, step_of(resumed))]:
+        of_a_name = path.name in (LAST, *(name for name, _ in best))
+        if of_a_name and step_of(path) == step and step_of_weights(path.with_suffix(".safetensors")) != step:
+            save_weights(path, read(path)["state_dict"], step)
+    for path in folder.glob(".*.old"):
+        remove(path)
+
+
+def step_of(path: Path) -> int | None:
+    """The optimizer step a checkpoint was taken at; None where there is none that can be read."""
+    try:
+        return int(head(path)[0]["global_step"])
+    except Exception:  # bytes from anywhere
+        return None
+
+
+def step_of_weights(path: Path) -> int | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int(file.metadata()[STEP])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError):
+        return None
 
 
 def check(path: Path) -> str | None:
     """None where the file is a whole checkpoint of a run, else what is wrong with it. Executes nothing."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (broken := archive.testzip()) is not None:
-                return f"the checksum of {broken} is wrong"
-        saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+        if path.is_dir():
+            if wrong := sharded_files.check(path):
+                return wrong
+            saved = sharded_files.rest(path)
+        else:
+            with zipfile.ZipFile(path) as archive:
+                if (broken := archive.testzip()) is not None:
+                    return f"the checksum of {broken} is wrong"
+            saved = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     except pickle.UnpicklingError:
         return "it holds more than plain values; what is in it was not executed"
     except OSError as error:
         return error.strerror or str(error)
     except Exception as error:  # bytes from anywhere: whatever a reader stumbles over, the file is broken
         return " ".join(str(error).split())[:120] or type(error).__name__
+    return _lacking(saved)
+
+
+def _lacking(saved: Any) -> str | None:
     if not isinstance(saved, dict):
         return f"it holds a {type(saved).__name__}, no state of a run"
     missing = [key for key in ("state_dict", "global_step", "loops", "lit_tfm") if key not in saved]
     return f"it lacks {', '.join(missing)}" if missing else None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint of either kind, whole, on the CPU. Executes nothing."""
+    if is_sharded(path):
+        return sharded_files.read(path)
+    return torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+
+
+def head(path: Path) -> tuple[dict[str, Any], dict[str, torch.Size]]:
+    """What a checkpoint says without its large tensors being read, and the shapes of its weights by name."""
+    if is_sharded(path):
+        return sharded_files.rest(path), sharded_files.sizes(path)
+    saved = read(path)
+    return saved, {name: value.shape for name, value in saved["state_dict"].items()}
 
 
 def newest(folder: Path, asked: str = "auto") -> tuple[Path, list[str]]:
@@ -139,20 +226,6 @@ def newest(folder: Path, asked: str = "auto") -> tuple[Path, list[str]]:
     raise UserError(
         f"resume={asked}: there is no checkpoint in {folder}; name a run folder or a .ckpt file, or resume=auto"
     )
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in it last through a power cut. Some file systems have no such thing, and need none."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:

@@ -5,7 +5,6 @@ form that follows from the step alone (`between_steps`). With data that is a fun
 a resumed run the same as an uninterrupted one.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from lightning import Callback, Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lit_tfm.callbacks.checkpoint_files import LAST, keep_as
+from lit_tfm.callbacks.checkpoint_files import LAST, keep_as, settle
+from lit_tfm.callbacks.replacing import put
+from lit_tfm.callbacks.sharding import Sharding
 from lit_tfm.tasks.nonfinite import NonFiniteLoss
 
 
@@ -23,14 +24,26 @@ class Checkpoints(Callback):
     """last.ckpt at every validation and at the end; the `best` best by the task's monitor; one every `every` steps.
 
     `best` files are named by rank: best.ckpt, best-2.ckpt ... . Beside best and last stand the plain weights as
-    safetensors.
+    safetensors. `sharded`: under FSDP every rank saves its own shards, and a checkpoint is a folder; elsewhere there
+    are no shards, and it is a file.
     """
 
-    def __init__(self, folder: str, monitor: str, mode: str, best: int = 1, every: int | None = None) -> None:
+    def __init__(
+        self, folder: str, monitor: str, mode: str, best: int = 1, every: int | None = None, sharded: bool = False
+    ) -> None:
         self.folder = Path(folder)
         self.monitor, self.sign = monitor, (1 if mode == "min" else -1)
-        self.best, self.every = best, every
+        self.best, self.every, self.sharded = best, every, sharded
         self.ranking: list[dict[str, float]] = []  # best first: {"value", "step"}
+
+    def setup(self, trainer: Trainer, pl_module, stage: str) -> None:
+        if isinstance(trainer.strategy, Sharding):
+            trainer.strategy.in_shards = self.sharded
+
+    def on_train_start(self, trainer: Trainer, pl_module) -> None:
+        if trainer.ckpt_path and trainer.is_global_zero:
+            best = [(self._name(place), entry["step"]) for place, entry in enumerate(self.ranking)]
+            settle(self.folder, best, Path(trainer.ckpt_path))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         if (
@@ -75,13 +88,15 @@ class Checkpoints(Callback):
         for suffix in (".ckpt", ".safetensors"):
             older = (self.folder / self._name(rank - 1)).with_suffix(suffix)
             if older.exists():
-                os.replace(older, (self.folder / self._name(rank)).with_suffix(suffix))
+                put(older, (self.folder / self._name(rank)).with_suffix(suffix))
 
     def _save(self, trainer: Trainer, name: str, weights: bool = False) -> None:
         """Collective: FSDP gathers. Raises NonFiniteLoss rather than replace good weights by bad."""
         with trainer.lightning_module.progress.paused():
             if not finite(trainer.lightning_module):
                 raise NonFiniteLoss(f"weights are no longer finite at step {trainer.global_step}")
+            for logger in trainer.loggers if trainer.is_global_zero else []:
+                logger.save()  # killed later, the curves up to here are on the disk as the checkpoint is
             trainer.strategy.checkpoint_io.weights = weights
             trainer.save_checkpoint(self.folder / name)
 

@@ -91,10 +91,11 @@ class EMA(Callback):
         keep_shards = any(isinstance(value, DTensor) for value in state.values())
         training = {}
         for name, parameter in self._parameters.items():
-            raw = _whole(parameter if self._training is None else _like(self._training[name], parameter))
+            raw = parameter.detach() if self._training is None else _like(self._training[name], parameter)
             average = _like(self._average[name], parameter)
-            average = average if keep_shards else _whole(average)
-            if trainer.is_global_zero or not isinstance(parameter, DTensor):
+            if not keep_shards:
+                raw, average = _whole(raw), _whole(average)
+            if keep_shards or trainer.is_global_zero or not isinstance(parameter, DTensor):
                 training[name] = raw
             if name in state:
                 state[name] = average
@@ -147,7 +148,9 @@ def _whole(x: Tensor) -> Tensor:
 
 
 def _part(whole: Tensor, parameter: Tensor) -> Tensor:
-    """This rank's part of a tensor that every rank holds whole: no communication."""
+    """This rank's part of a tensor that every rank holds whole, or is a part of already: no communication."""
+    if isinstance(whole, DTensor):
+        return _local(whole)
     if not isinstance(parameter, DTensor):
         return whole
     mesh = parameter.device_mesh

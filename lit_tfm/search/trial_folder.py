@@ -82,7 +82,8 @@ def prepare(folder: Path, accumulate: int | None) -> Path | None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = RunFolder(folder)
-    there = (run / "checkpoints" / "last.ckpt").exists() and (run / "config.yaml").exists()
+    # Any: killed in the middle of a save, only previous.ckpt has its name.
+    there = any((run / "checkpoints").glob("[!.]*.ckpt")) and (run / "config.yaml").exists()
     if there and accumulate in (None, OmegaConf.select(run.config(), "trainer.accumulate")):
         return folder
     for entry in folder.iterdir():

@@ -4,6 +4,7 @@ Starting Python and torch anew takes ten seconds a process; a fork of a warm one
 computes nothing, so the ranks start as clean as others do.
 """
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from lit_tfm.launch import free_port
 from lit_tfm.train import train
 
 CRASHED = 77
-PATIENCE = 180  # seconds
+PATIENCE = 100  # seconds
 WARM = ["ranks", "lit_tfm.session", "lit_tfm.search.nursery", "torch.utils.tensorboard", "torch._dynamo"]
 
 
@@ -86,6 +87,7 @@ def be(rank: int, world: int, port: int, words: list[str], moment: str | None, e
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.cpu_count = lambda: max(world, 8)  # more ranks than this machine has cores are refused
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(PATIENCE * 0.8, exit=True)  # where they hang
     callbacks: list[Callback] = [Interrupt(moment, end)] if moment else []
     if samples is not None:
         callbacks.append(Samples(samples.with_name(f"{samples.name}-{rank}")))
