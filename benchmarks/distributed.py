@@ -52,7 +52,13 @@ class Training:
         words = ["experiment=bert_small", *more, f"model.d_model={args.width}", f"model.n_layers={args.layers}"]
         words += ["model.n_heads=4", f"data.path={args.path}", f"data.block_size={args.length}"]
         words += [f"data.batch_size={args.batch * processes}", "data.val_limit=2", f"tokenizer.path={self.tokenizer}"]
-        words += [f"trainer.max_steps={args.steps}", "trainer.accelerator=cpu", "trainer.precision=32", "budget=null"]
+        words += [
+            f"trainer.max_steps={args.steps}",
+            f"trainer.val_every={args.steps}",
+            "trainer.accelerator=cpu",
+            "trainer.precision=32",
+            "budget=null",
+        ]
         words += [f"cache_dir={folder / 'first'}", f"output_dir={folder / 'runs' / label}", "callbacks=[]"]
         words += [f"+callbacks.clock={{_target_: step_clock.StepClock, file: {folder / label}}}"]
         words += ["allow_targets=step_clock"]
@@ -88,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", type=Path, required=True, help="folder with WikiText-2's train, valid, test files")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=16, help="blocks of each process")
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--width", type=int, default=256)
