@@ -35,6 +35,13 @@ def reached(curve: Curve, target: float, rising: bool = False) -> Point | None:
     return next((p for p in curve if (p.value >= target if rising else p.value <= target)), None)
 
 
+def told(name: str, seed: int, curve: Curve) -> Curve:
+    """Say how a run ended: the others may take long."""
+    end = curve[-1]
+    print(f"{name}, seed {seed}: {end.value:.4f} after {end.step} steps, {end.seconds:.1f} s", flush=True)
+    return curve
+
+
 class Watch(Callback):
     """Measures the task every so many steps and at the end, while the run's clock of training stands still."""
 

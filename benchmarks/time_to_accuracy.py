@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import peers_huggingface as huggingface
 import torch
-from curves import Curve, Point, reached, train_ours, validation
+from curves import Curve, Point, reached, told, train_ours, validation
 from measure import Ratio, circumstances, publish, table
 
 from lit_tfm.data.sampling import Key
@@ -120,12 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = ["experiment=emotion_bert", f"data.path={args.path}", *args.words]
     contest = Contest(words, args.peer_steps, args.every, args.target)
     rates = (BEST,) if args.quick else RATES
-    firsts = {lr: contest.peer(lr, seed=1) for lr in rates}
+    firsts = {lr: told(f"Hugging Face, {lr:g}", 1, contest.peer(lr, seed=1)) for lr in rates}
     best = min(firsts, key=lambda lr: order(firsts[lr], args.target))
-    theirs, ours = [firsts[best]], [contest.product(1)]
+    theirs, ours = [firsts[best]], [told("lit_tfm", 1, contest.product(1))]
     for seed in range(2, 1 + (1 if args.quick else args.rounds)):
-        ours.append(contest.product(seed))
-        theirs.append(contest.peer(best, seed))
+        ours.append(told("lit_tfm", seed, contest.product(seed)))
+        theirs.append(told(f"Hugging Face, {best:g}", seed, contest.peer(best, seed)))
     section = report(ours, theirs, {} if args.quick else firsts, best, args.target)
     sizes = ", ".join(f"{name} {size:,}" for name, size in contest.sizes.items())
     heading = circumstances("transformers", "accelerate")

@@ -15,7 +15,7 @@ from pathlib import Path
 import peers_nanogpt
 import torch
 import torch.nn.functional as F
-from curves import Curve, mean, picture, reached, train_ours, validation
+from curves import Curve, mean, picture, reached, told, train_ours, validation
 from measure import Ratio, circumstances, publish, table
 from peers_nanogpt import Recipe
 
@@ -63,7 +63,8 @@ def compare(words: Sequence[str], recipe: Recipe, steps: int, rounds: int, every
     runs: dict[str, list[tuple[Curve, int]]] = {name: [] for name in contestants}
     for seed in range(1, rounds + 1):  # taking turns, every other round in the opposite order
         for name in list(contestants)[:: 1 if seed % 2 else -1]:
-            runs[name].append(contestants[name](seed))
+            curve, size = contestants[name](seed)
+            runs[name].append((told(name, seed, curve), size))
     return runs
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import peers_huggingface as huggingface
 import torch
 import torch.nn.functional as F
-from curves import Curve, mean, picture, reached, train_ours, validation
+from curves import Curve, mean, picture, reached, told, train_ours, validation
 from measure import Ratio, circumstances, publish, table
 
 from lit_tfm.data.module import TextData
@@ -126,8 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     theirs, ours = {}, []
     # What a step of Hugging Face costs does not depend on its learning rate: each is a repetition.
     for seed, lr in enumerate((BEST,) if args.quick else RATES, start=1):
-        theirs[lr] = contest.peer(lr, seed)
-        ours.append(contest.product(seed))
+        theirs[lr] = told(f"Hugging Face, {lr:g}", seed, contest.peer(lr, seed))
+        ours.append(told("lit_tfm", seed, contest.product(seed)))
     section, target = report(ours, theirs)
     sizes = ", ".join(f"{name} {size:,}" for name, size in contest.sizes.items())
     heading = circumstances("transformers", "accelerate")
