@@ -82,7 +82,7 @@ def mean(parts: Iterable[tuple[torch.Tensor, int]]) -> float:
     total = count = 0.0
     for part, number in parts:
         total, count = total + float(part), count + number
-    return total / count
+    return float(total / count)
 
 
 def picture(name: str, curves: Mapping[str, Sequence[Curve]], target: float, title: str, value: str) -> Path:
