@@ -22,7 +22,7 @@ from lit_tfm.launch import free_port
 from lit_tfm.train import train
 
 CRASHED = 77
-PATIENCE = 100  # seconds
+PATIENCE = 300  # seconds
 WARM = ["ranks", "lit_tfm.session", "lit_tfm.search.nursery", "torch.utils.tensorboard", "torch._dynamo"]
 
 
