@@ -93,7 +93,8 @@ def test_two_ranks_stopped_after_every_single_step(pair, tmp_path, strategy, end
 # ---- a broken checkpoint ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp sharded"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp sharded"])
 def test_all_ranks_go_on_from_the_one_before_a_broken_one(pair, tmp_path, strategy) -> None:
     recipe, variant, target, words = (
         "packed causal LM, Muon",

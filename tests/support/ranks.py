@@ -85,6 +85,7 @@ def be(rank: int, world: int, port: int, words: list[str], moment: str | None, e
     """One rank, from its environment to its exit status."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    multiprocessing.set_start_method("fork", force=True)  # for loader workers: a child of a fork server takes after it
     os.cpu_count = lambda: max(world, 8)  # more ranks than this machine has cores are refused
     torch.set_num_threads(1)
     faulthandler.dump_traceback_later(PATIENCE * 0.8, exit=True)  # where they hang
