@@ -16,11 +16,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
+import psutil
 from identical import assert_identical, differences
 
 from lit_tfm.callbacks.checkpoint_files import read, step_of
@@ -60,6 +62,7 @@ class Soak:
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
         self.run = self.folder / "run"
+        self.since, self.fewest = 0.0, 0  # of the life that is going on: its start, the fewest rows that were logged
         self.start_up = 5.0  # seconds; measured in the run that is left alone
 
     def start(self, run: Path) -> subprocess.Popen:
@@ -67,7 +70,7 @@ class Soak:
         log = open(self.folder / "log.txt", "a")  # noqa: SIM115 (the child's)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "lit_tfm.train", *words]
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def alone(self) -> Path:
         """The run that nobody kills; tells how long a start takes."""
@@ -81,21 +84,21 @@ class Soak:
 
     def kill(self, number: int, which: signal.Signals) -> None:
         """One life, from its start to its end."""
-        before, began = logged(self.run), time.monotonic()
+        began, self.since, self.fewest = time.monotonic(), time.time(), len(logged(self.run))
         near_the_end = self.saved() >= self.steps - 2 * VAL_EVERY
         phase = "start-up" if near_the_end else self.draw.choices(list(PHASES), list(PHASES.values()))[0]
         process = self.start(self.run)
         try:
-            self.wait_for(phase, process, len(before))
-            step, found = last_step(self.run), phase_of(self.run, len(before))
+            self.wait_for(phase, process)
+            found, step = self.phase()
             if which is signal.SIGKILL:
-                os.killpg(process.pid, which)
+                end_all(process.pid)
             else:
                 process.send_signal(which)
             status = process.wait(PATIENCE)
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                end_all(process.pid)
         # A signal that comes before the run has begun to train ends it as it ends any process.
         allowed = {128 + which, -which} if found == "start-up" else {128 + which}
         assert status in ({-which} if which is signal.SIGKILL else allowed), (status, which, found)
@@ -103,25 +106,37 @@ class Soak:
         self.lives.append(Life(number, which.name, phase, found, step, self.saved(), status, seconds))
         print(self.lives[-1], flush=True)
 
-    def wait_for(self, phase: str, process: subprocess.Popen, known: int) -> None:
+    def wait_for(self, phase: str, process: subprocess.Popen) -> None:
         """Until the moment has come."""
         began, steps = time.monotonic(), self.draw.randint(1, 3)
-        if phase == "start-up":
-            wait = self.draw.uniform(0, self.start_up)
-            while time.monotonic() - began < wait and process.poll() is None:
-                time.sleep(LOOK)
-        else:
-            first = None
-            while process.poll() is None and time.monotonic() - began < PATIENCE:
-                new = [row for row in logged(self.run) if row[1] == "train/loss"]
-                first = len(new) if first is None or len(new) < first else first  # a resume cuts what was beyond
-                if phase == "training" and len(new) - first >= steps:
-                    break
-                if phase != "training" and len(logged(self.run)) > 0 and phase_of(self.run, -1) == phase:
-                    break
-                time.sleep(LOOK)
-            time.sleep(self.draw.uniform(0, 0.2))
+        wait = self.draw.uniform(0, self.start_up if phase == "start-up" else 0.2)
+        first = None  # step at which this life began to train
+        while process.poll() is None and time.monotonic() - began < PATIENCE:
+            found, step = self.phase()
+            if found != "start-up" and first is None:
+                first = step
+            if phase == "start-up" and time.monotonic() - began >= wait:
+                break
+            if first is not None and (found == phase if phase != "training" else step - first >= steps - 1):
+                time.sleep(wait)
+                break
+            time.sleep(LOOK)
         assert process.poll() is None, f"ended by itself with {process.returncode}: see {self.folder / 'log.txt'}"
+
+    def phase(self) -> tuple[str, int]:
+        """What this life is doing, as far as its folder tells, and the last step it logged.
+
+        A resume cuts off what an earlier life logged beyond its checkpoint: its own is what follows the fewest rows.
+        """
+        rows = logged(self.run)
+        self.fewest = min(self.fewest, len(rows))
+        last = max((step for step, _ in rows), default=0)
+        if written_since(self.run / "checkpoints" / ".last.ckpt.partial", self.since):
+            return "saving", last
+        if len(rows) <= self.fewest:
+            return "start-up", last
+        measured = any(row == (last, "val/loss") for row in rows)
+        return "validation" if last % VAL_EVERY == 0 and not measured else "training", last
 
     def saved(self) -> int:
         steps = [step_of(self.run / "checkpoints" / name) for name in ("last.ckpt", "previous.ckpt")]
@@ -149,6 +164,14 @@ class Soak:
         }
 
 
+def end_all(pid: int) -> None:
+    """SIGKILL to a run and all its ranks, whatever their session, as by a machine that goes down."""
+    parent = psutil.Process(pid)
+    for process in [parent, *parent.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def logged(run: Path) -> list[tuple[int, str]]:
     """(step, name) of each whole row of metrics.csv."""
     try:
@@ -158,21 +181,12 @@ def logged(run: Path) -> list[tuple[int, str]]:
     return [(int(row[0]), row[3]) for row in rows if len(row) == 5 and row[0].isdigit()]
 
 
-def last_step(run: Path) -> int:
-    return max((step for step, _ in logged(run)), default=0)
-
-
-def phase_of(run: Path, known: int) -> str:
-    """What the run is doing, as far as its folder tells."""
-    rows = logged(run)
-    if (run / "checkpoints" / ".last.ckpt.partial").exists():
-        return "saving"
-    if known >= 0 and len(rows) <= known:
-        return "start-up"
-    steps = {step for step, name in rows if name == "train/loss"}
-    due = [step for step in steps if step % VAL_EVERY == 0]
-    measured = {step for step, name in rows if name == "val/loss"}
-    return "validation" if due and max(due) == max(steps) and max(due) not in measured else "training"
+def written_since(path: Path, moment: float) -> bool:
+    """Also a killed save leaves its temporary name behind."""
+    try:
+        return path.stat().st_mtime >= moment
+    except OSError:
+        return False
 
 
 def soak(folder: Path, data: Path, ranks: int, kills: int, steps: int, seed: int) -> dict:
