@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_tfm.nn.vocabulary_loss import vocabulary_loss
+
 
 class LMHead(nn.Module):
     """(..., C) -> logits (..., V) in float32, over a weight of its own or the embedding's (`tied`).
@@ -42,6 +44,10 @@ class LMHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.cap(F.linear(hidden, self.weight, self.bias).float())
+
+    def losses(self, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """hidden (N, C), labels (N,) -> the summed loss and what is differentiated; see nn/vocabulary_loss.py."""
+        return vocabulary_loss(hidden, self.weight, labels, self.bias, softcap=self.softcap, smoothing=smoothing)
 
     def cap(self, logits: Tensor) -> Tensor:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)

@@ -58,7 +58,8 @@ class CausalLM(LanguageTask):
 
     def step(self, batch: Batch) -> StepOutput:
         hidden = self.model.hidden(**self.model_inputs(batch))  # (B, T, C)
-        return self.vocabulary_loss(self.head(hidden.flatten(0, 1)), batch["labels"].flatten())
+        rows, labels = hidden.flatten(0, 1), batch["labels"].flatten()
+        return self.training_loss(rows, labels) if self.training else self.vocabulary_loss(self.head(rows), labels)
 
     def reader(self, attention_mask: Tensor | None = None) -> DecoderReader:
         """What `generation.decode` calls; see tasks/reader.py."""

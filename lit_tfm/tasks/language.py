@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from lit_tfm.data.facts import SplitStats
 from lit_tfm.errors import UserError
 from lit_tfm.nn.heads import LMHead
+from lit_tfm.nn.vocabulary_loss import IGNORED
 from lit_tfm.tasks.base import Batch, StepOutput, Task
-
-IGNORED = -100  # the label of a position that is no target
 
 
 def pad(rows: list[np.ndarray], value: int, length: int | None = None) -> np.ndarray:
@@ -66,17 +65,17 @@ class LanguageTask(Task):
                 "data.path=... or data=pydoc, or task=classification"
             )
 
+    def training_loss(self, hidden: Tensor, labels: Tensor) -> StepOutput:
+        """hidden (N, C), labels (N,) with `IGNORED` where nothing is to be predicted. Never holds all logits."""
+        loss_sum, objective = self.head.losses(hidden, labels, self.label_smoothing)
+        count = (labels != IGNORED).sum()
+        return StepOutput(loss_sum, count, {}, objective) if self.label_smoothing else StepOutput(objective, count)
+
     def vocabulary_loss(self, logits: Tensor, labels: Tensor) -> StepOutput:
-        """logits (N, V) float32, labels (N,) with `IGNORED` where nothing is to be predicted."""
+        """Of an evaluation: logits (N, V) float32, labels (N,) as above. What scores single targets listens here."""
         count = (labels != IGNORED).sum()
         loss_sum = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
-        smoothed = None
-        if self.training and self.label_smoothing:
-            smoothed = F.cross_entropy(
-                logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=self.label_smoothing
-            )
-        sums = {} if self.training else {"accuracy": ((logits.argmax(-1) == labels).sum(), count)}
-        return StepOutput(loss_sum, count, sums, smoothed)
+        return StepOutput(loss_sum, count, {"accuracy": ((logits.argmax(-1) == labels).sum(), count)})
 
     def model_inputs(self, batch: Batch) -> dict[str, Tensor]:
         return {key: batch[key] for key in ("input_ids", "attention_mask", "document_ids") if key in batch}

@@ -113,7 +113,8 @@ class MaskedLM(LanguageTask):
     def step(self, batch: Batch) -> StepOutput:
         hidden = self.model.hidden(**self.model_inputs(batch))  # (B, T, C)
         rows = hidden.flatten(0, 1)[batch["targets_at"]]  # (M, C)
-        return self.vocabulary_loss(self.head(rows), batch["labels"].flatten()[batch["targets_at"]])
+        labels = batch["labels"].flatten()[batch["targets_at"]]
+        return self.training_loss(rows, labels) if self.training else self.vocabulary_loss(self.head(rows), labels)
 
     def report(self, means: dict[str, float], stage: str) -> dict[str, float]:
         metrics = super().report(means, stage)

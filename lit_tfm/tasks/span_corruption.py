@@ -254,12 +254,14 @@ class SpanCorruption(LanguageTask):
 
     def step(self, batch: Batch) -> StepOutput:
         hidden = self.model.hidden(**self.model_inputs(batch))  # (B, D, C)
-        logits, labels = self.head(hidden.flatten(0, 1)), batch["labels"].flatten()
+        rows, labels = hidden.flatten(0, 1), batch["labels"].flatten()
+        if self.training:
+            return self.training_loss(rows, labels)
+        logits = self.head(rows)
         output = self.vocabulary_loss(logits, labels)
-        if not self.training:
-            text = torch.where(batch["is_text"].flatten(), labels, IGNORED)
-            text_loss = F.cross_entropy(logits, text, ignore_index=IGNORED, reduction="sum")
-            output.sums["text_loss"] = (text_loss, (text != IGNORED).sum())
+        text = torch.where(batch["is_text"].flatten(), labels, IGNORED)
+        text_loss = F.cross_entropy(logits, text, ignore_index=IGNORED, reduction="sum")
+        output.sums["text_loss"] = (text_loss, (text != IGNORED).sum())
         return output
 
     def report(self, means: dict[str, float], stage: str) -> dict[str, float]:

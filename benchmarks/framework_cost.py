@@ -1,0 +1,154 @@
+"""What the framework costs a training step: our trainer as it is, against a loop of a dozen lines around the same model.
+
+    OMP_NUM_THREADS=1 python benchmarks/framework_cost.py data.path=../shared/data/tinyshakespeare
+
+The run is that of `train(cfg)` with its default callbacks and loggers. Between bursts of its steps the bare loop takes
+as many with its own copy of model and optimizer on batches of the same text, so a machine that grows slower slows both.
+Steps that log are among those measured; validations and checkpoints are not (benchmarks/extras_cost.py).
+"""
+
+import argparse
+import cProfile
+import pstats
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning import Callback
+from measure import Ratio, circumstances, publish, table
+from omegaconf import DictConfig
+
+from lit_tfm import config
+from lit_tfm import hardware as machines
+from lit_tfm.build import build
+from lit_tfm.models.cost import parameters
+from lit_tfm.train import train
+
+SIZES = {
+    "1 M": ["model.d_model=144", "model.n_layers=4", "model.n_heads=4", "model.value_embeddings=false"],
+    "10 M": ["model.d_model=384", "model.n_layers=6", "model.n_heads=6", "model.value_embeddings=false"],
+}
+GOALS = {"1 M": 1.03, "10 M": 1.01}
+BATCH = 12  # blocks of 64 characters: the CPU example of nanoGPT
+
+
+class Bare:
+    """Model, loss, gradient clipping, optimizer, schedule: no trainer. Reads its loss every tenth step, as ours does."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        parts = build(cfg, machines.choose(cfg.trainer))
+        self.model, self.head = parts.task.model.train(), parts.task.head.train()
+        self.optimizer, self.schedule = parts.task.configure_optimizers(), parts.task.schedule
+        self.weights = list(parts.task.parameters())
+        self.tokens, self.block = np.asarray(parts.data.stores["train"].tokens), parts.data.block_size
+        self.steps, self.step = cfg.trainer.max_steps, 0
+
+    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        starts = np.random.randint(len(self.tokens) - self.block - 1, size=BATCH)
+        rows = self.tokens[starts[:, None] + np.arange(self.block + 1)].astype(np.int64)
+        return torch.from_numpy(rows[:, :-1]), torch.from_numpy(rows[:, 1:])
+
+    def __call__(self, steps: int) -> float:
+        """Seconds a step."""
+        began = time.perf_counter()
+        for _ in range(steps):
+            inputs, labels = self.batch()
+            logits = self.head(self.model.hidden(inputs).flatten(0, 1))
+            loss = F.cross_entropy(logits, labels.flatten())
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * self.schedule(self.step / self.steps)
+            self.optimizer.step()
+            self.step += 1
+            if self.step % 10 == 0:
+                loss.item()
+        return (time.perf_counter() - began) / steps
+
+
+class Bursts(Callback):
+    """Seconds a step of the run it hangs on, from one burst to the next, and of `other` in between."""
+
+    def __init__(self, other: Callable[[int], float], steps: int, warm_up: int = 2) -> None:
+        self.other, self.steps, self.warm_up = other, steps, warm_up
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+        self._began: float | None = None
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        if trainer.global_step % self.steps:
+            return
+        now = time.perf_counter()
+        if self._began is not None:
+            self.ours.append((now - self._began) / self.steps)
+        theirs = self.other(self.steps)
+        if self._began is not None:
+            self.theirs.append(theirs)
+        self._began = time.perf_counter()
+
+    def figures(self) -> tuple[list[float], list[float]]:
+        return self.ours[self.warm_up :], self.theirs[self.warm_up :]
+
+
+def compose(size: str, optimizer: str, steps: int, folder: Path, words: list[str]) -> DictConfig:
+    run = [f"optimizer={optimizer}", f"trainer.max_steps={steps}", "trainer.val_every=1000000", "budget=null"]
+    data = [f"data.batch_size={BATCH}", "data.block_size=64", "data.val_limit=2", f"output_dir={folder}"]
+    return config.compose(["experiment=char_gpt", *SIZES[size], *run, *data, *words])
+
+
+def measure(size: str, options: argparse.Namespace, folder: Path) -> tuple[int, list[float], list[float]]:
+    """Parameters, and seconds a step of each burst: ours, the bare loop's."""
+    steps = options.steps * (options.bursts + 3)
+    cfg = compose(size, options.optimizer, steps, folder, options.words)
+    bare = Bare(cfg)
+    bursts = Bursts(bare, options.steps)
+    train(cfg, quiet=True, callbacks=[bursts])
+    return parameters(bare.model) + parameters(bare.head), *bursts.figures()
+
+
+def profile(size: str, options: argparse.Namespace, folder: Path) -> None:
+    """Where our steps spend their Python time."""
+    cfg = compose(size, options.optimizer, options.profile, folder, options.words)
+    with cProfile.Profile() as watched:
+        train(cfg, quiet=True)
+    pstats.Stats(watched).sort_stats("tottime").print_stats(60)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--bursts", type=int, default=40, help="of each size")
+    parser.add_argument("--steps", type=int, default=20, help="of a burst; a multiple of 10, so that each one logs")
+    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--quick", action="store_true", help="a dozen bursts")
+    parser.add_argument("--profile", type=int, metavar="STEPS", help="no table: where the Python time goes")
+    parser.add_argument("--dry", action="store_true", help="print the table only")
+    parser.add_argument("words", nargs="*", help="as on the command line of train, e.g. data.path=...")
+    options = parser.parse_args()
+    if options.quick:
+        options.bursts = min(options.bursts, 12)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for size in options.size:
+            if options.profile:
+                profile(size, options, Path(folder, size))
+                continue
+            count, ours, bare = measure(size, options, Path(folder, size))
+            ratio = Ratio.of(ours, bare)
+            lost = 1000 * (np.median(ours) - np.median(bare))
+            rows.append(
+                [f"{count / 1e6:.2f} M", f"{1000 * np.median(bare):.1f} ms", f"{lost:+.2f} ms", ratio, GOALS[size]]
+            )
+    if rows:
+        head = ["parameters", "bare loop, a step", "framework", "ours / bare (each burst's)", "goal"]
+        lines = [f"{options.optimizer}, {options.bursts} bursts of {options.steps} steps, {BATCH} x 64 tokens a step."]
+        publish("framework_cost", "\n\n".join([circumstances("lightning"), *lines, table(head, rows)]), options.dry)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Cross entropy over a vocabulary without ever holding all logits.
+
+N rows times V words are by far the largest tensor of a small model, and its softmax, the gradient of it and their copies
+pass through memory several times. Here rows go through the head in chunks, and the gradient of a chunk is found while
+its logits are still in the cache: `torch.nn.functional.linear_cross_entropy` does so as well, but knows neither a cap on
+the logits nor two losses of one pass.
+
+Shape letters: N rows, R rows of a chunk, C model dim, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORED = -100  # the label of a row that is no target
+CHUNK = 1 << 20  # logits at once: 4 MiB stay in a cache; fewer make matrix products too flat (benchmarks/RESULTS.md)
+LEAST = 64  # rows at once: below, each chunk costs more for reading the weight than for its products
+
+
+def vocabulary_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    *,
+    softcap: float | None = None,
+    smoothing: float = 0.0,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """hidden (N, C), weight (V, C), labels (N,) -> (loss, objective), each () and a sum over the rows with a label.
+
+    Only the objective has a gradient; it is the loss with `smoothing` of the labels (Szegedy et al. 2016), and the loss
+    itself without. `softcap` as in `LMHead`. The gradient is that of autograd up to rounding, and goes no second order.
+    """
+    rows = min(len(hidden), max(LEAST, chunk // len(weight)))
+    return _Chunked.apply(hidden, weight, bias, labels, softcap, smoothing, max(1, rows))
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, labels, softcap, smoothing, rows):
+        wanted = ctx.needs_input_grad[:3]
+        grads = [torch.zeros_like(x) if want else None for x, want in zip((hidden, weight, bias), wanted, strict=True)]
+        loss = hidden.new_zeros(2, dtype=torch.float32)
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            raw = F.linear(hidden[part], weight, bias)
+            slope, capped = None, raw.float()
+            if softcap is not None:
+                slope = torch.tanh(capped / softcap)
+                capped = slope * softcap
+            losses, change = _losses(capped, labels[part], smoothing)
+            loss += losses
+            if any(wanted):
+                if slope is not None:
+                    change.addcmul_(change * slope, slope, value=-1)  # times 1 - tanh^2
+                _add_gradients(grads, change.to(raw.dtype), hidden[part], weight, part)
+        ctx.save_for_backward(*grads)
+        true, objective = loss[0].clone(), loss[1].clone()
+        ctx.mark_non_differentiable(true)
+        return true, objective
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, _, upstream):
+        grads = ctx.saved_tensors
+        # A factor of one needs no pass over the weight; only a CPU's is known without waiting.
+        if upstream.device.type != "cpu" or upstream.item() != 1:
+            grads = [grad if grad is None else grad * upstream.to(grad.dtype) for grad in grads]
+        return *grads, None, None, None, None
+
+
+def _losses(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """logits (R, V) -> the two sums (2,), and the objective's gradient with respect to the logits (R, V)."""
+    counted = (labels != IGNORED)[:, None]  # (R, 1)
+    at = labels.clamp(min=0)[:, None]
+    likely = torch.log_softmax(logits, dim=1)
+    loss = -(likely.gather(1, at) * counted).sum()
+    objective, size = loss, logits.shape[1]
+    if smoothing:
+        objective = (1 - smoothing) * loss - smoothing / size * (likely.sum(1, keepdim=True) * counted).sum()
+    change = likely.exp_()
+    if smoothing:
+        change -= smoothing / size
+    change.scatter_add_(1, at, torch.full_like(at, smoothing - 1, dtype=change.dtype))
+    return torch.stack([loss, objective]), change.mul_(counted)
+
+
+def _add_gradients(grads: list, change: Tensor, hidden: Tensor, weight: Tensor, part: slice) -> None:
+    """What a chunk adds to the gradients of hidden, weight and bias. Products in the dtype of the logits."""
+    of_hidden, of_weight, of_bias = grads
+    if of_hidden is not None:
+        of_hidden[part] = change @ weight.to(change.dtype)
+    if of_weight is not None:
+        if of_weight.dtype == change.dtype == hidden.dtype:
+            of_weight.addmm_(change.mT, hidden)
+        else:
+            of_weight.add_(change.mT @ hidden.to(change.dtype))
+    if of_bias is not None:
+        of_bias.add_(change.sum(0))

@@ -1,0 +1,90 @@
+"""The chunked loss: the same sums and gradients as logits, softmax and autograd."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_tfm.nn.heads import LMHead
+from lit_tfm.nn.vocabulary_loss import IGNORED, vocabulary_loss
+
+
+def reference(hidden, weight, labels, bias, softcap, smoothing):
+    logits = F.linear(hidden, weight, bias)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    return [
+        F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum", label_smoothing=s)
+        for s in (0.0, smoothing)
+    ]
+
+
+@given(
+    rows=st.integers(1, 150),
+    words=st.integers(2, 40),
+    softcap=st.sampled_from([None, 2.0]),
+    smoothing=st.sampled_from([0.0, 0.1]),
+    ignored=st.sampled_from([0.0, 0.5, 1.0]),
+    biased=st.booleans(),
+)
+def test_sums_and_gradients_are_those_of_autograd(rows, words, softcap, smoothing, ignored, biased) -> None:
+    random = torch.Generator().manual_seed(rows * words)
+    kinds = [(rows, 6), (words, 6), (words,)]
+    values = [torch.randn(shape, generator=random, dtype=torch.float64, requires_grad=True) for shape in kinds]
+    hidden, weight, bias = values[0], values[1], values[2] if biased else None
+    labels = torch.randint(words, (rows,), generator=random)
+    labels[torch.rand(rows, generator=random) < ignored] = IGNORED
+    loss, objective = vocabulary_loss(
+        hidden, weight, labels, bias, softcap=softcap, smoothing=smoothing, chunk=1
+    )  # 64 rows a chunk
+    expected = reference(hidden, weight, labels, bias, softcap, smoothing)
+    torch.testing.assert_close(torch.stack([loss, objective]), torch.stack(expected).float(), rtol=1e-5, atol=1e-5)
+    learnt = [value for value in (hidden, weight, bias) if value is not None]
+    found = torch.autograd.grad(0.5 * objective, learnt)
+    for ours, theirs in zip(found, torch.autograd.grad(0.5 * expected[1], learnt), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tied_weight_gets_both_gradients_and_a_frozen_one_none() -> None:
+    embedding = torch.nn.Embedding(11, 8)
+    head, labels = LMHead(8, 11, tied=embedding), torch.tensor([3, 4, IGNORED])
+    head.losses(embedding(torch.tensor([1, 2, 3])), labels)[1].backward()
+    both = embedding.weight.grad.clone()
+    embedding.zero_grad()
+    F.cross_entropy(head(embedding(torch.tensor([1, 2, 3]))), labels, ignore_index=IGNORED, reduction="sum").backward()
+    torch.testing.assert_close(both, embedding.weight.grad)
+    embedding.requires_grad_(False)
+    hidden = torch.randn(3, 8, requires_grad=True)
+    head.losses(hidden, labels)[1].backward()
+    assert hidden.grad is not None
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    hidden, weight = torch.randn(70, 4, requires_grad=True), torch.randn(9, 4)
+    with torch.no_grad():
+        hidden[66, 0] = torch.nan
+    loss, objective = vocabulary_loss(hidden, weight, torch.zeros(70, dtype=torch.long), chunk=1)
+    assert loss.isnan()
+    assert torch.autograd.grad(objective, hidden)[0][66].isnan().all()
+
+
+def test_under_autocast_it_is_the_loss_of_float32_logits() -> None:
+    head, hidden = LMHead(16, 50, softcap=15.0), torch.randn(80, 16, requires_grad=True)
+    labels = torch.randint(50, (80,))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, objective = head.losses(hidden, labels)
+        expected = F.cross_entropy(head(hidden), labels, reduction="sum")
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-5)
+    ours, theirs = (torch.autograd.grad(x, [hidden, head.weight]) for x in (objective, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
+def test_memory_is_that_of_a_chunk() -> None:
+    """What autograd keeps until the backward pass: gradients, but no logits."""
+    hidden, weight = torch.randn(2000, 8, requires_grad=True), torch.randn(4000, 8, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        vocabulary_loss(hidden, weight, torch.zeros(2000, dtype=torch.long))
+    assert sum(kept) == hidden.numel() + weight.numel()
