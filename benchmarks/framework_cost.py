@@ -1,4 +1,4 @@
-"""What the framework costs a training step: our trainer as it is, against a loop of a dozen lines around the same model.
+"""What the framework costs a training step: our trainer as it is, against a short loop around the same model.
 
     OMP_NUM_THREADS=1 python benchmarks/framework_cost.py data.path=../shared/data/tinyshakespeare
 
@@ -37,7 +37,7 @@ BATCH = 12  # blocks of 64 characters: the CPU example of nanoGPT
 
 
 class Bare:
-    """Model, loss, gradient clipping, optimizer, schedule: no trainer. Reads its loss every tenth step, as ours does."""
+    """Model, loss, clipping, optimizer, schedule, and no trainer. Reads its loss every tenth step, as ours does."""
 
     def __init__(self, cfg: DictConfig) -> None:
         parts = build(cfg, machines.choose(cfg.trainer))

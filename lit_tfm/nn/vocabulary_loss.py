@@ -1,9 +1,9 @@
 """Cross entropy over a vocabulary without ever holding all logits.
 
-N rows times V words are by far the largest tensor of a small model, and its softmax, the gradient of it and their copies
-pass through memory several times. Here rows go through the head in chunks, and the gradient of a chunk is found while
-its logits are still in the cache: `torch.nn.functional.linear_cross_entropy` does so as well, but knows neither a cap on
-the logits nor two losses of one pass.
+N rows times V words are by far the largest tensor of a small model, and its softmax, its gradient and their copies pass
+through memory several times. Here rows go through the head in chunks, and the gradient of a chunk is found while its
+logits are still in the cache. `torch.nn.functional.linear_cross_entropy` does so as well, but knows neither a cap on
+the logits nor two losses of one pass, and took 1.5 to 7 times as long on a CPU (benchmarks/RESULTS.md).
 
 Shape letters: N rows, R rows of a chunk, C model dim, V vocabulary.
 """
