@@ -31,6 +31,7 @@ from lit_tfm.callbacks.record import Record
 from lit_tfm.callbacks.sharding import Sharding
 from lit_tfm.callbacks.tensorboard import HParams
 from lit_tfm.callbacks.trial import TrialReport
+from lit_tfm.callbacks.unwatched import Unwatched
 from lit_tfm.callbacks.watchdog import Watchdog
 from lit_tfm.callbacks.whereabouts import Whereabouts
 from lit_tfm.data.facts import DataFacts, SplitStats
@@ -163,6 +164,7 @@ def build_trainer(
         precision=hardware.precision,
         plugins=[AtomicCheckpointIO()],
         callbacks=[where, Pace(cfg.trainer.val_every, rungs), *callbacks],
+        profiler=Unwatched(),
         logger=loggers or False,
         max_steps=-1,  # Pace ends the run: by steps and by time, with a last validation
         max_epochs=-1,

@@ -61,6 +61,9 @@ class Preemption(Callback):
         self._before: dict[int, object] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module) -> None:
+        # Before every batch Lightning asks all ranks whether one was stopped, and waits for the answer. The handlers
+        # below have taken its own one's place, so it could only ever be no.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         if threading.current_thread() is threading.main_thread():
             self._before = {n: signal.signal(n, lambda number, frame: self._ask(number, pl_module)) for n in SIGNALS}
 

@@ -7,7 +7,8 @@ row; vectors (gains, biases, scalars) are neither, and decaying them only hurts.
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -81,3 +82,9 @@ def number_by_model(optimizer: Optimizer, named_parameters: Iterable[Named]) -> 
 
     optimizer.register_state_dict_post_hook(renumber)
     return optimizer
+
+
+def keep_if(bad: Tensor, old: Sequence[Tensor], new: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of `old` where `bad` () is not 0, else of `new`. Nobody waits for the device to know which."""
+    held = bad > 0
+    return [torch.where(held, a, b) for a, b in zip(old, new, strict=True)]

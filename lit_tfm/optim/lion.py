@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch.optim import Optimizer
 
-from lit_tfm.optim.groups import Named, decay_groups, number_by_model
+from lit_tfm.optim.groups import Named, decay_groups, keep_if, number_by_model
 
 
 def lion(
@@ -22,6 +22,8 @@ def lion(
 
 class Lion(Optimizer):
     """Algorithm 2 of the paper, all parameters of a group at once."""
+
+    _step_supports_amp_scaling = True  # torch's word for: a step marked by `found_inf` is left out
 
     def __init__(self, groups: list[dict], betas: tuple[float, float]):
         super().__init__(groups, {"betas": tuple(betas)})
@@ -41,10 +43,15 @@ class Lion(Optimizer):
                     self.state[p]["momentum"] = torch.zeros_like(p)
             gradients = [p.grad for p in parameters]
             momenta = [self.state[p]["momentum"] for p in parameters]
-            lr, (now, long) = group["lr"], group["betas"]
+            lr, (now, long), bad = group["lr"], group["betas"], getattr(self, "found_inf", None)
+            decay = lr * group["weight_decay"]
+            if bad is not None:  # a gradient equal to the momentum leaves it as it is, bit for bit
+                gradients, decay = keep_if(bad, momenta, gradients), decay * (1 - bad)
             directions = torch._foreach_lerp(momenta, gradients, 1 - now)
             torch._foreach_sign_(directions)
-            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+            if bad is not None:
+                torch._foreach_mul_(directions, 1 - bad)
+            torch._foreach_mul_(parameters, 1 - decay)
             torch._foreach_add_(parameters, directions, alpha=-lr)
             torch._foreach_lerp_(momenta, gradients, 1 - long)
         return loss

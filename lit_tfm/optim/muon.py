@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw as adamw_
 
 from lit_tfm.errors import UserError, nearest
-from lit_tfm.optim.groups import Named, group, number_by_model, split
+from lit_tfm.optim.groups import Named, group, keep_if, number_by_model, split
 from lit_tfm.optim.orthogonal import COEFFICIENTS, Coefficients, orthogonalize
 
 
@@ -69,6 +69,8 @@ class Muon(Optimizer):
     one collective, orthogonalised whole on every rank, and each rank keeps its shard.
     """
 
+    _step_supports_amp_scaling = True  # torch's word for: a step marked by `found_inf` is left out
+
     def __init__(self, groups: Sequence[dict]):
         super().__init__(groups, {})
 
@@ -91,13 +93,18 @@ class Muon(Optimizer):
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p.grad)
         gradients = [p.grad for p in parameters]
-        momenta = [self.state[p]["momentum"] for p in parameters]
+        momenta, bad = [self.state[p]["momentum"] for p in parameters], getattr(self, "found_inf", None)
+        if bad is not None:  # a gradient equal to the momentum leaves it as it is, bit for bit
+            gradients = keep_if(bad, momenta, gradients)
         torch._foreach_lerp_(momenta, gradients, 1 - options["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, options["momentum"])  # Nesterov
         fused = [options["split_fused"] and _fused(names[id(p)]) for p in parameters]
         directions = _directions(updates, fused, COEFFICIENTS[options["coefficients"]])
+        if bad is not None:
+            torch._foreach_mul_(directions, 1 - bad)
         if options["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - options["lr"] * options["weight_decay"])
+            decay = options["lr"] * options["weight_decay"]
+            torch._foreach_mul_(parameters, 1 - (decay if bad is None else decay * (1 - bad)))
         torch._foreach_add_(parameters, directions, alpha=-options["lr"])
 
     def _step_rest(self, options: dict) -> None:
@@ -108,7 +115,7 @@ class Muon(Optimizer):
             if not self.state[p]:
                 zeros = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
                 self.state[p].update(step=torch.zeros((), device=p.device), **zeros)
-        states = [self.state[p] for p in parameters]
+        states, bad = [self.state[p] for p in parameters], getattr(self, "found_inf", None)
         adamw_(
             parameters,
             [p.grad for p in parameters],
@@ -124,6 +131,7 @@ class Muon(Optimizer):
             weight_decay=options["weight_decay"],
             eps=options["eps"],
             maximize=False,
+            found_inf=bad,
         )
 
 

@@ -17,7 +17,7 @@ Letters: B batch, T tokens, C model dim, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -29,10 +29,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_tfm.data.facts import DataFacts
-from lit_tfm.data.noise import uniform
+from lit_tfm.data.noise import number
 from lit_tfm.errors import UserError
 from lit_tfm.models.cost import flops_per_token
-from lit_tfm.tasks.nonfinite import NonFiniteLoss, origin
+from lit_tfm.tasks.nonfinite import NonFiniteLoss, Verdict, origin
 from lit_tfm.tasks.progress import Progress
 from lit_tfm.tasks.sums import Sums
 
@@ -95,8 +95,11 @@ class Task(LightningModule):
         self.stop_agreed = False  # by a signal to some rank, known to all since the last optimizer step
         self.measured: dict[str, float] = {}  # the last validation's or test's metrics, "val/loss" ..., exact
         self._sums = {"val": Sums(), "test": Sums()}
-        self._step_sums: list[Tensor] = []  # per micro-batch (loss_sum, count, tokens) since the last optimizer step
+        self.lags: bool | None = None  # whether what a step came to is read one step later; None: on accelerators
+        self._step_sums: list[Tensor] = []  # per micro-batch (loss_sum, count) since the last optimizer step
         self._step_batches: list[tuple[Batch, int]] = []  # these micro-batches and their numbers
+        self._verdict: Verdict | None = None  # of the last step, where it has not been read yet
+        self._host_group: dist.ProcessGroup | None = None
 
     # ---- what a task says -------------------------------------------------------------------------------------
 
@@ -134,14 +137,20 @@ class Task(LightningModule):
 
     def seed_dropout(self, micro_step: int) -> None:
         """Dropout as a function of the micro-step, as masks are: a resume needs no generator state, on no rank."""
-        draw = uniform(self.seed, micro_step, [self.global_rank], stream=DROPOUT, n=1)
-        manual_seed(int(draw[0, 0] * 2**53), self.device)
+        manual_seed(int(number(self.seed, micro_step, self.global_rank, stream=DROPOUT) * 2**53), self.device)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Tensors from pinned memory move while the host goes on; on a CPU nothing moves."""
+        if not isinstance(batch, Mapping):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if device.type == "cpu":
+            return batch
+        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         output = self(batch)
-        tokens = torch.tensor(float(batch["n_tokens"]), device=output.loss_sum.device)
         self._step_batches.append((batch, batch_idx))
-        self._step_sums.append(torch.stack([output.loss_sum.detach().float(), output.count.float(), tokens]))
+        self._step_sums.append(torch.stack([output.loss_sum.detach().float(), output.count.float()]))
         # The sum, not the mean: the division by all targets of the global batch comes when all are known.
         return output.loss_sum if output.training_loss_sum is None else output.training_loss_sum
 
@@ -154,86 +163,120 @@ class Task(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val=None, gradient_clip_algorithm=None
     ) -> None:
-        """Called once an optimizer step, gradients complete: normalise, clip, set the learning rate."""
+        """Called once an optimizer step, gradients complete: normalise, clip, set the learning rate.
+
+        Nothing here waits for an accelerator: whether a step counts is decided on the device, by the optimizer, and
+        what it came to is read when the next one is about to be taken.
+        """
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         sharded = bool(grads) and isinstance(grads[0], DTensor)
         local = [g.to_local() if isinstance(g, DTensor) else g for g in grads]
         squares = torch.stack(torch._foreach_norm(local)).square().sum() if local else torch.zeros(())
-        loss, count, tokens, seconds, stop, total = self._agree(squares, sharded)
+        (loss, count, total), (tokens, seconds, stop) = self._agree(squares, sharded)
+        self.settle()
         self.stop_agreed = bool(stop)
 
         # DDP and FSDP average over ranks and Lightning divides by the accumulation: undo both, divide by all targets.
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches / count.clamp(min=1.0)
         norm, mean = total.sqrt() * scale, loss / count.clamp(min=1.0)
-        if math.isfinite(float(mean)) and math.isfinite(float(norm)):  # of all ranks: all decide the same
-            if self.grad_clip:
-                scale = scale * (self.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0)
-            torch._foreach_mul_(local, scale.to(local[0].dtype))
-            self.progress.skipped_in_a_row = 0
-        else:
-            self._skip(optimizer, float(mean), float(norm))
+        if self.grad_clip:
+            scale = scale * (self.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+        torch._foreach_mul_(local, scale.to(local[0].dtype))
+
+        self.last_loss, self.last_norm = mean, norm
+        step = self.trainer.global_step + 1
+        self._verdict = Verdict(torch.stack([mean, norm, count]), step, list(self._step_batches))
         self._step_batches.clear()
-
+        if self._reads_later(optimizer, sharded):
+            optimizer.found_inf = self._verdict.bad()
+        elif not self.settle():
+            # Without gradients an optimizer changes neither weights nor its own state.
+            optimizer.zero_grad(set_to_none=True)
         self._set_learning_rate(optimizer, tokens)
-        self._account(mean, norm, count, tokens, seconds)
+        self._account(optimizer, step, tokens, seconds)
 
-    def _skip(self, optimizer: Optimizer, loss: float, norm: float) -> None:
-        """Leave this step out: without gradients an optimizer changes neither weights nor its own state.
+    def _reads_later(self, optimizer: Optimizer, sharded: bool) -> bool:
+        """Whether the optimizer itself leaves a step out that is marked as bad, by the protocol of torch's GradScaler."""
+        lags = self.device.type != "cpu" if self.lags is None else self.lags
+        return lags and not sharded and getattr(optimizer, "_step_supports_amp_scaling", False)
+
+    def settle(self) -> bool:
+        """Take note of what the last step came to, where that is still to be done; False where it was left out.
 
         Raises NonFiniteLoss when it was one too many in a row, which is no longer chance.
         """
-        self.progress.skipped += 1
-        self.progress.skipped_in_a_row += 1
-        optimizer.zero_grad(set_to_none=True)
-        step = self.trainer.global_step + 1
-        self.write({"train/skipped_steps": self.progress.skipped}, step)
-        if self.progress.skipped_in_a_row >= max(1, self.bad_steps):
+        verdict, self._verdict = self._verdict, None
+        if verdict is None:
+            return True
+        loss, norm, count = verdict.read()  # of all ranks: all decide the same
+        progress = self.progress
+        progress.targets += int(count)
+        if math.isfinite(loss) and math.isfinite(norm):
+            progress.skipped_in_a_row = 0
+            return True
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        self.write({"train/skipped_steps": progress.skipped}, verdict.step)
+        if progress.skipped_in_a_row >= max(1, self.bad_steps):
             what = f"training loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-            many = self.progress.skipped_in_a_row
+            many = progress.skipped_in_a_row
             since = f", as in the {many - 1} before, none of which was taken" if many > 1 else ""
-            raise NonFiniteLoss(f"{what} at step {step}{since}; {origin(self, self._step_batches)}")
+            raise NonFiniteLoss(f"{what} at step {verdict.step}{since}; {origin(self, verdict.batches)}")
+        return False
 
-    def _agree(self, squares: Tensor, sharded: bool) -> tuple[Tensor, ...]:
-        """Sums over micro-batches and ranks of (loss, targets, tokens), rank 0's clock, wanted stops, the squared norm.
+    def _agree(self, squares: Tensor, sharded: bool) -> tuple[Tensor, list[float]]:
+        """Over micro-batches and ranks: (loss, targets, squared norm) where they were computed, and on the host the
+        sums of tokens, rank 0's clock, wanted stops.
 
-        One small all-reduce a step. DDP's gradients are equal on all ranks; FSDP's are shards, whose squares add.
+        One small all-reduce a step, or two where the host would have to wait for the device. DDP's gradients are equal
+        on all ranks; FSDP's are shards, whose squares add.
         """
-        sums = torch.stack(self._step_sums).sum(0)
-        self._step_sums.clear()
         world = self.trainer.world_size
-        seconds = self.progress.elapsed() if self.trainer.is_global_zero else 0.0
-        known = sums.new_tensor([seconds, float(self.stop_wanted)])
         squares = squares if sharded or world == 1 else squares / world
-        vector = torch.cat([sums, known, squares[None]])
-        if world > 1:
-            dist.all_reduce(vector)
-        return vector.unbind()
+        sums = self._step_sums[0] if len(self._step_sums) == 1 else torch.stack(self._step_sums).sum(0)
+        self._step_sums.clear()
+        computed = torch.cat([sums, squares[None]])
+        seconds = self.progress.elapsed() if self.trainer.is_global_zero else 0.0
+        known = [sum(batch["n_tokens"] for batch, _ in self._step_batches), seconds, float(self.stop_wanted)]
+        if world == 1:
+            return computed, known
+        if computed.device.type == "cpu":
+            together = torch.cat([computed.double(), torch.tensor(known, dtype=torch.float64)])
+            dist.all_reduce(together)
+            return together[:3].to(computed.dtype), together[3:].tolist()
+        dist.all_reduce(computed)
+        self._host_group = self._host_group or dist.new_group(backend="gloo")
+        facts = torch.tensor(known, dtype=torch.float64)
+        dist.all_reduce(facts, group=self._host_group)
+        return computed, facts.tolist()
 
-    def _set_learning_rate(self, optimizer: Optimizer, tokens: Tensor) -> None:
+    def _set_learning_rate(self, optimizer: Optimizer, tokens: float) -> None:
         # The middle of the step: neither the first nor the last step is spent at a learning rate of zero.
-        ahead = float(tokens) / 2 if self.progress.max_tokens else 0.0
+        ahead = tokens / 2 if self.progress.max_tokens else 0.0
         factor = self.schedule(self.progress.fraction(self.trainer.global_step + 0.5, ahead))
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-    def _account(self, loss: Tensor, norm: Tensor, count: Tensor, tokens: Tensor, seconds: Tensor) -> None:
-        """Keep the books of the step; read the device only where something is printed or decided."""
-        step = self.trainer.global_step + 1
-        self.last_loss = loss
+    def _account(self, optimizer: Optimizer, step: int, tokens: float, seconds: float) -> None:
+        """Keep the books of the step; the device is read only where something is printed."""
         progress = self.progress
         progress.tokens += int(tokens)
-        progress.targets += int(count)
-        progress.seconds = max(progress.seconds, float(seconds))
+        progress.seconds = max(progress.seconds, seconds)
         if step % self.trainer.log_every_n_steps == 0 or step == 1:
-            optimizer = self.trainer.optimizers[0]
             self.write(
                 {
-                    "train/loss": float(loss),
-                    "train/grad_norm": float(norm),
+                    "train/loss": float(self.last_loss),
+                    "train/grad_norm": float(self.last_norm),
                     "train/learning_rate": optimizer.param_groups[0]["lr"],
                 },
                 step,
             )
+
+    def on_validation_start(self) -> None:
+        self.settle()
+
+    def on_train_end(self) -> None:
+        self.settle()
 
     def write(self, metrics: dict[str, float], step: int) -> None:
         """Scalars to every logger, beside the tokens and seconds they were reached with.
@@ -297,6 +340,7 @@ class Task(LightningModule):
         self._sharded = True
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
+        self.settle()
         checkpoint["lit_tfm"] = {"progress": self.progress.state(), "tokenizer": self.facts.tokenizer.hash}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:

@@ -1,6 +1,6 @@
-"""Where a loss or gradient that is not finite comes from: the rank, the samples, the layer.
+"""Steps whose loss or gradient is not finite: how a step is judged, and where a bad one comes from.
 
-Called when a run is about to stop for it, so it may cost a step: the micro-batch is computed again, watched.
+`origin` is called when a run is about to stop, so it may cost a step: the micro-batch is computed again, watched.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,30 @@ SHOWN = 16  # sample numbers
 
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient was NaN or infinite too often, or a weight is."""
+
+
+class Verdict:
+    """What an optimizer step came to: (loss, gradient's norm, targets), on their way from the device to the host."""
+
+    def __init__(self, numbers: Tensor, step: int, batches: list[tuple[dict, int]]) -> None:
+        self.numbers, self.step, self.batches = numbers, step, batches
+        self.arrived = None
+        if numbers.is_cuda:
+            self.host = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            self.host.copy_(numbers, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def bad(self) -> Tensor:
+        """() 1.0 where loss or norm is not finite, else 0.0, on the device: nobody waits for it."""
+        return (~self.numbers[:2].isfinite().all()).float()
+
+    def read(self) -> list[float]:
+        """Waits until the numbers are there; a step later they have long been."""
+        if self.arrived is None:
+            return self.numbers.tolist()
+        self.arrived.synchronize()
+        return self.host.tolist()
 
 
 def origin(task: "Task", batches: list[tuple[dict, int]]) -> str:

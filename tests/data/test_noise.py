@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_tfm.data.noise import uniform
+from lit_tfm.data.noise import number, uniform
 
 words = st.integers(0, 2**40)
 
@@ -46,3 +46,8 @@ def test_uniform_along_every_axis():
         assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 4 / np.sqrt(len(x)), what
     low_bits = (uniform(5, 0, index, 0, 50) * 2**53).astype(np.int64) & 1
     assert abs(low_bits.mean() - 0.5) < 4 * 0.5 / np.sqrt(low_bits.size)
+
+
+@given(seed=words, epoch=words, index=words, stream=st.integers(0, 2000))
+def test_one_number_is_the_first_of_many(seed, epoch, index, stream):
+    assert number(seed, epoch, index, stream) == uniform(seed, epoch, index, stream, 3)[0, 0]
