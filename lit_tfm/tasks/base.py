@@ -196,7 +196,7 @@ class Task(LightningModule):
         self._account(optimizer, step, tokens, seconds)
 
     def _reads_later(self, optimizer: Optimizer, sharded: bool) -> bool:
-        """Whether the optimizer itself leaves a step out that is marked as bad, by the protocol of torch's GradScaler."""
+        """Whether the optimizer itself leaves a marked step out, by the protocol of torch's GradScaler."""
         lags = self.device.type != "cpu" if self.lags is None else self.lags
         return lags and not sharded and getattr(optimizer, "_step_supports_amp_scaling", False)
 
