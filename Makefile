@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 READY := .venv/ready
 
-.PHONY: help setup train test soak fuzz lint format audit wheel clean
+.PHONY: help setup train test soak bench fuzz lint format audit wheel clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /\1\t/' | expand -t 10
@@ -36,6 +36,19 @@ SECONDS_EACH ?= 600
 fuzz: setup ## fuzz every reader of foreign bytes, 10 minutes each (SECONDS_EACH=60: one minute)
 	$(PIP) --editable '.[fuzz]'
 	for name in $(FUZZED); do $(BIN)/python fuzz/run.py $$name --seconds $(SECONDS_EACH) || exit $$?; done
+
+# A path of DATA: folders wikitext-2, tinyshakespeare, emotion, sst2. Each writes its table into benchmarks/RESULTS.md.
+DATA ?= ../shared/data
+STEP_BENCHMARKS := \
+	"throughput.py --quick data.path=$(DATA)/wikitext-2" \
+	"nanogpt_step.py --quick data.path=$(DATA)/wikitext-2" \
+	"framework_cost.py --quick data.path=$(DATA)/tinyshakespeare" \
+	"mixed_lengths.py --quick --sets emotion=$(DATA)/emotion sst2=$(DATA)/sst2 --" \
+	"memory.py --quick data.path=$(DATA)/wikitext-2" \
+	"extras_cost.py --quick data.path=$(DATA)/tinyshakespeare"
+
+bench: setup ## the CPU benchmarks, shortened
+	@set -e; for line in $(STEP_BENCHMARKS); do echo "== $$line"; $(BIN)/python benchmarks/$$line; done
 
 lint: setup ## ruff
 	$(BIN)/python -m ruff check .

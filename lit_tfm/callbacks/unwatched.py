@@ -8,7 +8,7 @@ NOTHING = nullcontext()  # holds no state, so one serves all
 
 
 class Unwatched(PassThroughProfiler):
-    """As Lightning's own, whose context is a generator made anew each time: 0.3 ms a step (benchmarks/RESULTS.md).
+    """As Lightning's own, whose context is a generator made anew each time (benchmarks/RESULTS.md).
 
     Where a step's time goes is what `debug=profile` is for.
     """

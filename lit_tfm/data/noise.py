@@ -41,7 +41,7 @@ def uniform(seed: int, epoch: ArrayLike, index: ArrayLike, stream: int, n: int) 
 
 
 def number(seed: int, epoch: int, index: int, stream: int) -> float:
-    """The first of `uniform`'s numbers of one sample, in plain Python: arrays of one cost ten times as much."""
+    """The first of `uniform`'s numbers of one sample, in plain Python: cheaper than arrays of one."""
     key = 0
     for part in (seed, stream, epoch, index):
         key = _mix_one(((key + _GAMMA) & _WORD) ^ (part & _WORD))
