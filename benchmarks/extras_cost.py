@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/extras_cost.py data.path=../shared/data/tinyshakespeare
 
-A run validates every 100 steps, with every callback of the defaults. Each part is timed where it is called; its share is
-of all the seconds of training and the parts together. Of a validation the model's own work is told apart from what
+A run validates every 100 steps, with every callback of the defaults. Each part is timed where it is called; its share
+is of all the seconds of training and the parts together. Of a validation the model's own work is told apart from what
 surrounds it: reading, summing, logging, and the change between training and evaluation.
 """
 
