@@ -47,8 +47,13 @@ STEP_BENCHMARKS := \
 	"memory.py --quick data.path=$(DATA)/wikitext-2" \
 	"extras_cost.py --quick data.path=$(DATA)/tinyshakespeare"
 
+START_BENCHMARKS := \
+	"data_preparation.py --quick --path $(DATA)/wikitext-2" \
+	"start_up.py --quick --path $(DATA)/wikitext-2" \
+	"distributed.py --quick --path $(DATA)/wikitext-2"
+
 bench: setup ## the CPU benchmarks, shortened
-	@set -e; for line in $(STEP_BENCHMARKS); do echo "== $$line"; $(BIN)/python benchmarks/$$line; done
+	@set -e; for line in $(STEP_BENCHMARKS) $(START_BENCHMARKS); do echo "== $$line"; $(BIN)/python benchmarks/$$line; done
 
 lint: setup ## ruff
 	$(BIN)/python -m ruff check .

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # the label of a row that is no target
 CHUNK = 1 << 20  # logits at once: 4 MiB stay in a cache; fewer make matrix products too flat (benchmarks/RESULTS.md)
+ACCELERATOR_CHUNK = 1 << 27  # as for a GPU: 64 rows are no work for it, and half a gigabyte it can spare
 LEAST = 64  # rows at once: below, each chunk costs more for reading the weight than for its products
 
 
@@ -26,13 +27,14 @@ def vocabulary_loss(
     *,
     softcap: float | None = None,
     smoothing: float = 0.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """hidden (N, C), weight (V, C), labels (N,) -> (loss, objective), each () and a sum over the rows with a label.
 
     Only the objective has a gradient; it is the loss with `smoothing` of the labels (Szegedy et al. 2016), and the loss
     itself without. `softcap` as in `LMHead`. The gradient is that of autograd up to rounding, and goes no second order.
     """
+    chunk = chunk or (CHUNK if hidden.device.type == "cpu" else ACCELERATOR_CHUNK)
     rows = min(len(hidden), max(LEAST, chunk // len(weight)))
     return _Chunked.apply(hidden, weight, bias, labels, softcap, smoothing, max(1, rows))
 
