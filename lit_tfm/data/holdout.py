@@ -23,9 +23,13 @@ class HeldOut:
         self._own = ["train"] if len(own) == 1 else own
         if "train" not in self._own:
             raise UserError(f"{self.name} has no training split, only {', '.join(own)}; name a file train.*")
-        for split in holdout or {}:
+        for split, amount in (holdout or {}).items():
             if split not in ("validation", "test"):
                 raise UserError(f"data.holdout.{split}: only validation and test can be held out")
+            if amount and amount >= 1 and amount != int(amount):
+                raise UserError(
+                    f"data.holdout.{split}={amount}: type a share below 1, e.g. 0.1, or a whole number of items"
+                )
         self.cuts = {k: v for k, v in (holdout or {}).items() if v and k not in self._own}
         self._items: dict[tuple[str, str], list] = {}
 
