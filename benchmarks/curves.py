@@ -5,6 +5,7 @@ own work); start-up and evaluation are not in it, on either side.
 """
 
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import torch
 from lightning import Callback
+from measure import Ratio
 
 from lit_tfm.build import build_data, build_task
 from lit_tfm.config import compose
@@ -23,8 +25,9 @@ PICTURES = Path(__file__).parents[1] / "docs" / "images"
 
 class Point(NamedTuple):
     step: int
-    seconds: float
+    seconds: float  # of training, by the clock
     value: float
+    cpu: float = 0.0  # seconds of training on the CPU, all threads together: other programs hardly change them
 
 
 Curve = list[Point]
@@ -35,11 +38,34 @@ def reached(curve: Curve, target: float, rising: bool = False) -> Point | None:
     return next((p for p in curve if (p.value >= target if rising else p.value <= target)), None)
 
 
+def shares(ours: Sequence[Point], theirs: Sequence[Point]) -> str:
+    """The ratio of the times, by the clock and of the CPU."""
+    clock = Ratio.of([p.seconds for p in ours], [p.seconds for p in theirs])
+    if not all(p.cpu for p in theirs):  # another process
+        return f"{clock} by the clock"
+    return f"{clock} by the clock, {Ratio.of([p.cpu for p in ours], [p.cpu for p in theirs])} in CPU seconds"
+
+
 def told(name: str, seed: int, curve: Curve) -> Curve:
     """Say how a run ended: the others may take long."""
     end = curve[-1]
-    print(f"{name}, seed {seed}: {end.value:.4f} after {end.step} steps, {end.seconds:.1f} s", flush=True)
+    times = f"{end.seconds:.1f} s ({end.cpu:.1f} s of the CPU)"
+    print(f"{name}, seed {seed}: {end.value:.4f} after {end.step} steps, {times}", flush=True)
     return curve
+
+
+class Stopwatch:
+    """Seconds by the clock and of the CPU, while it runs."""
+
+    def __init__(self) -> None:
+        self.seconds = self.cpu = 0.0
+
+    def start(self) -> None:
+        self._clock, self._cpu = time.perf_counter(), time.process_time()
+
+    def stop(self) -> None:
+        self.seconds += time.perf_counter() - self._clock
+        self.cpu += time.process_time() - self._cpu
 
 
 class Watch(Callback):
@@ -48,15 +74,21 @@ class Watch(Callback):
     def __init__(self, measure: Callable[[Task], float], every: int) -> None:
         self.measure, self.every = measure, every
         self.curve: Curve = []
+        self.stopwatch = Stopwatch()
+
+    def on_train_start(self, trainer, task: Task) -> None:
+        self.stopwatch.start()
 
     def on_train_batch_end(self, trainer, task: Task, outputs, batch, batch_idx: int) -> None:
         step = trainer.global_step
         if step % self.every and task.progress.fraction(step) < 1.0:
             return
+        self.stopwatch.stop()
         with task.progress.paused():
             task.eval()
-            self.curve.append(Point(step, task.progress.elapsed(), self.measure(task)))
+            self.curve.append(Point(step, task.progress.elapsed(), self.measure(task), self.stopwatch.cpu))
             task.train()
+        self.stopwatch.start()
 
 
 def train_ours(words: Sequence[str], measure: Callable[[Task], float], every: int) -> tuple[Curve, int]:

@@ -4,7 +4,6 @@ Models start from random weights; data come from lists of token ids, so that bot
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
-from curves import Curve, Point
+from curves import Curve, Point, Stopwatch
 from torch import nn
 from transformers import (
     BertConfig,
@@ -36,20 +35,21 @@ class Clock(TrainerCallback):
     def __init__(self, measure: Callable[[nn.Module], float], every: int, enough: Callable[[float], bool]) -> None:
         self.measure, self.every, self.enough = measure, every, enough
         self.curve: Curve = []
-        self.seconds = 0.0
+        self.stopwatch = Stopwatch()
 
     def on_train_begin(self, args, state, control, **parts) -> None:
-        self.began = time.perf_counter()
+        self.stopwatch.start()
 
     def on_step_end(self, args, state, control, model: nn.Module, **parts) -> None:
         if state.global_step % self.every and state.global_step < state.max_steps:
             return
-        self.seconds += time.perf_counter() - self.began
+        self.stopwatch.stop()
         model.eval()
-        self.curve.append(Point(state.global_step, self.seconds, self.measure(model)))
+        seconds, cpu = self.stopwatch.seconds, self.stopwatch.cpu
+        self.curve.append(Point(state.global_step, seconds, self.measure(model), cpu))
         model.train()
         control.should_training_stop = control.should_training_stop or self.enough(self.curve[-1].value)
-        self.began = time.perf_counter()
+        self.stopwatch.start()
 
 
 def train(

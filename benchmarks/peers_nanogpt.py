@@ -15,7 +15,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from types import ModuleType
 import numpy as np
 import torch
 import torch.nn.functional as F
-from curves import Curve, Point
+from curves import Curve, Point, Stopwatch
 from torch import Tensor, nn
 
 
@@ -106,7 +105,8 @@ def train(
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2))
-    curve, seconds, began = [], 0.0, time.perf_counter()
+    curve, stopwatch = [], Stopwatch()
+    stopwatch.start()
     for step in range(recipe.max_iters):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
@@ -116,9 +116,9 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % every == 0 or step + 1 == recipe.max_iters:
-            seconds += time.perf_counter() - began
-            curve.append(Point(step + 1, seconds, measure(model)))
-            began = time.perf_counter()
+            stopwatch.stop()
+            curve.append(Point(step + 1, stopwatch.seconds, measure(model), stopwatch.cpu))
+            stopwatch.start()
     return curve, sum(p.numel() for p in model.parameters())
 
 

@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 
 import peers_huggingface as huggingface
 import torch
-from curves import Curve, Point, reached, told, train_ours, validation
-from measure import Ratio, circumstances, publish, table
+from curves import Curve, Point, reached, shares, told, train_ours, validation
+from measure import circumstances, publish, table
 
 from lit_tfm.data.sampling import Key
 from lit_tfm.tasks.base import Batch, Task
@@ -100,7 +100,7 @@ def report(ours: list[Curve], theirs: list[Curve], trials: dict[float, Curve], b
     lines = [table(head, rows), ""]
     if all(point.value >= target for point in mine):
         bound = "" if all(point.value >= target for point in other) else ", at most, as it did not get there"
-        share = Ratio.of([p.seconds for p in mine], [p.seconds for p in other])
+        share = shares(mine, other)
         lines.append(f"Time of lit_tfm over that of Hugging Face{bound}: {share}; the goal is 0.333.")
     points = {lr: end(curve, target) for lr, curve in trials.items()}
     tried = ", ".join(f"{lr:g} {p.value:.4f} after {p.seconds:.0f} s" for lr, p in points.items())

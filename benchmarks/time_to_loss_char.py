@@ -15,8 +15,8 @@ from pathlib import Path
 import peers_nanogpt
 import torch
 import torch.nn.functional as F
-from curves import Curve, mean, picture, reached, told, train_ours, validation
-from measure import Ratio, circumstances, publish, table
+from curves import Curve, mean, picture, reached, shares, told, train_ours, validation
+from measure import circumstances, publish, table
 from peers_nanogpt import Recipe
 
 from lit_tfm.tasks.base import Batch, Task
@@ -84,7 +84,7 @@ def report(runs: dict[str, list[tuple[Curve, int]]]) -> tuple[str, float]:
     lines = [table([cell for part in head for cell in part.split(" | ")], rows)]
     if all(found):
         for name in peers:
-            share = Ratio.of([p.seconds for p in found], [curve[-1].seconds for curve, _ in runs[name]])
+            share = shares(found, [curve[-1] for curve, _ in runs[name]])
             lines.append(f"Target {target:.4f}. Time of lit_tfm over that of {name}: {share}; the goal is 0.2.")
     sizes = ", ".join(f"{name} {runs[name][0][1]:,}" for name in runs)
     return "\n".join([lines[0], "", *lines[1:], f"Parameters: {sizes}."]), target

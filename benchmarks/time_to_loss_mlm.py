@@ -18,8 +18,8 @@ import numpy as np
 import peers_huggingface as huggingface
 import torch
 import torch.nn.functional as F
-from curves import Curve, mean, picture, reached, told, train_ours, validation
-from measure import Ratio, circumstances, publish, table
+from curves import Curve, mean, picture, reached, shares, told, train_ours, validation
+from measure import circumstances, publish, table
 
 from lit_tfm.data.module import TextData
 from lit_tfm.tasks.base import Batch, Task
@@ -103,7 +103,7 @@ def report(ours: list[Curve], theirs: dict[float, Curve]) -> tuple[str, float]:
     head = ["seed", "Hugging Face: learning rate", "loss", "seconds", "lit_tfm: loss", "step", "seconds"]
     lines = [table(head, rows), ""]
     if all(found):
-        share = Ratio.of([p.seconds for p in found], [curve[-1].seconds for curve in theirs.values()])
+        share = shares(found, [curve[-1] for curve in theirs.values()])
         lines.append(
             f"Target {target:.4f}, the best of these. Time of lit_tfm over that of Hugging Face: {share}; the goal is "
             "0.167."

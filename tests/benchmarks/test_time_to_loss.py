@@ -18,6 +18,12 @@ TINY = ["trainer.accelerator=cpu", "model.d_model=16", "model.n_layers=1", "mode
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "seven", "dogs", "ran", "over", "hills", "and", "rivers"]
 
 
+def burn(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
 def sentence(draw: random.Random) -> str:
     return " ".join(draw.choices(WORDS, k=12))
 
@@ -31,12 +37,14 @@ def test_the_target_is_reached_at_the_first_point_that_is_as_good() -> None:
 
 def test_measuring_is_outside_of_the_clock() -> None:
     task = SimpleNamespace(progress=Progress(max_steps=4), eval=lambda: None, train=lambda: None)
-    watch = Watch(lambda task: time.sleep(0.3) or 7.0, every=2)
+    watch = Watch(lambda task: burn(0.3) or 7.0, every=2)
     task.progress.start()
+    watch.on_train_start(None, task)
     for step in range(1, 5):
         watch.on_train_batch_end(SimpleNamespace(global_step=step), task, None, None, step - 1)
     assert [(p.step, p.value) for p in watch.curve] == [(2, 7.0), (4, 7.0)]
     assert watch.curve[-1].seconds < 0.3
+    assert watch.curve[-1].cpu < 0.3
 
 
 @pytest.mark.slow
