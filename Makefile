@@ -52,8 +52,13 @@ START_BENCHMARKS := \
 	"start_up.py --quick --path $(DATA)/wikitext-2" \
 	"distributed.py --quick --path $(DATA)/wikitext-2"
 
+LEARNING_BENCHMARKS := \
+	"time_to_loss_char.py --quick --path $(DATA)/tinyshakespeare/input.txt" \
+	"time_to_loss_mlm.py --quick --path $(DATA)/wikitext-2" \
+	"time_to_accuracy.py --quick --path $(DATA)/emotion"
+
 bench: setup ## the CPU benchmarks, shortened
-	@set -e; for line in $(STEP_BENCHMARKS) $(START_BENCHMARKS); do echo "== $$line"; $(BIN)/python benchmarks/$$line; done
+	@set -e; for line in $(STEP_BENCHMARKS) $(START_BENCHMARKS) $(LEARNING_BENCHMARKS); do echo "== $$line"; $(BIN)/python benchmarks/$$line; done
 
 lint: setup ## ruff
 	$(BIN)/python -m ruff check .
