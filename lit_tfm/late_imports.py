@@ -8,6 +8,9 @@ Python's own that gives torchmetrics as a module whose body has not run yet:
 - `Metric`, `MetricCollection` and what `__about__` holds (`__version__`) come from their own files;
 - any other name, and the import of any other submodule, first runs the body, once, in that same module.
 
+The file of these two that draws plots is as late: matplotlib (0.4 s) comes with the first plot. Until then the types in
+the signature of `Metric.plot` are those that torchmetrics has where matplotlib is not installed.
+
 Where a version of torchmetrics does not let its files be imported before its body, the body is run at once. So whoever
 uses torchmetrics finds all of it, the same objects in the same places, only later. Only processes that are
 a command of lit_tfm are quickened (`python -m lit_tfm.train`), never one that merely imports the package: a notebook
@@ -23,7 +26,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-PACKAGE = "torchmetrics"
+PACKAGE, PLOTS = "torchmetrics", "torchmetrics.utilities.plot"
 EARLY_NAMES = {"Metric": "metric", "MetricCollection": "collections", "__version__": "__about__"}
 LOGGER = "_logger"  # the body gives it a handler; until then it is the plain one of that name
 EARLY_FILES = {"metric", "collections", "utilities", "__about__"}  # these need nothing of the rest
@@ -35,8 +38,16 @@ def quicken() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
-class _LatePackage(ModuleType):
-    """The package before its body has run; afterwards it is a plain module."""
+class _Late(ModuleType):
+    """A module before its body has run; afterwards it is a plain one."""
+
+    def __dir__(self) -> list[str]:
+        run_body(self)
+        return dir(self)
+
+
+class _LatePackage(_Late):
+    """torchmetrics."""
 
     def __getattr__(self, name: str) -> object:
         if name == LOGGER:
@@ -48,9 +59,25 @@ class _LatePackage(ModuleType):
         run_body(self)
         return getattr(self, name)
 
-    def __dir__(self) -> list[str]:
+
+class _LatePlots(_Late):
+    """torchmetrics.utilities.plot."""
+
+    def __getattr__(self, name: str) -> object:
+        if name == "_AX_TYPE":
+            return object
+        if name == "_PLOT_OUT_TYPE":
+            return tuple[object, object]
+        if name == "plot_single_or_multi_val":
+            return self._plot
+        if name.startswith("__"):
+            raise AttributeError(f"module {PLOTS!r} has no attribute {name!r}")
         run_body(self)
-        return dir(self)
+        return getattr(self, name)
+
+    def _plot(self, *args: object, **kwargs: object) -> object:
+        run_body(self)
+        return vars(self)["plot_single_or_multi_val"](*args, **kwargs)
 
 
 def _early(file: str) -> ModuleType | None:
@@ -66,16 +93,19 @@ def _early(file: str) -> ModuleType | None:
 _body = threading.RLock()
 
 
-def run_body(package: ModuleType) -> None:
+def run_body(module: ModuleType) -> None:
     """Run the body if it has not run; what it imports of the package itself finds the module as it always does."""
     with _body:
-        if type(package) is not _LatePackage:
+        kind = type(module)
+        if not issubclass(kind, _Late):
             return
-        package.__class__ = ModuleType
+        if kind is _LatePackage and PLOTS in sys.modules:
+            run_body(sys.modules[PLOTS])  # everything the package's body imports gets the real ones
+        module.__class__ = ModuleType
         try:
-            package.__spec__.loader.inner.exec_module(package)
+            module.__spec__.loader.inner.exec_module(module)
         except BaseException:
-            package.__class__ = _LatePackage  # the next use tries again, and fails as loudly
+            module.__class__ = kind  # the next use tries again, and fails as loudly
             raise
 
 
@@ -86,11 +116,14 @@ class _Finder(MetaPathFinder):
         if name == PACKAGE:
             spec = PathFinder.find_spec(name, path)
             if spec is not None:
-                spec.loader = _LateLoader(spec.loader)
+                spec.loader = _LateLoader(spec.loader, _LatePackage)
             return spec
         top, _, file = name.partition(".")
         if top != PACKAGE or type(sys.modules[PACKAGE]) is not _LatePackage:
             return None
+        if name == PLOTS and (spec := PathFinder.find_spec(name, path)) is not None:
+            spec.loader = _LateLoader(spec.loader, _LatePlots)
+            return spec
         first = file.partition(".")[0]
         needed = first in ("metric", "collections") and f"{PACKAGE}.utilities" not in sys.modules
         if first not in EARLY_FILES or (needed and _early("utilities") is None):
@@ -100,13 +133,13 @@ class _Finder(MetaPathFinder):
 
 
 class _LateLoader(Loader):
-    """Makes the package, and leaves its body to `inner`."""
+    """Makes the module, of this kind, and leaves its body to `inner`."""
 
-    def __init__(self, inner: Loader) -> None:
-        self.inner = inner
+    def __init__(self, inner: Loader, kind: type[_Late]) -> None:
+        self.inner, self.kind = inner, kind
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _LatePackage(spec.name)
+        return self.kind(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing yet."""

@@ -12,7 +12,8 @@ CASES = {
     "lightning needs no body": """
 import lightning
 from lightning.pytorch.core.module import Metric
-assert "torchmetrics.functional" not in sys.modules and "scipy" not in sys.modules and "transformers" not in sys.modules
+late = {"torchmetrics.functional", "scipy", "transformers", "matplotlib"}
+assert not late.intersection(sys.modules), late.intersection(sys.modules)
 import torchmetrics
 assert torchmetrics.__version__ and torchmetrics.__file__.endswith("__init__.py")
 assert "torchmetrics.functional" not in sys.modules
@@ -85,6 +86,34 @@ assert float(pickle.loads(pickle.dumps(metric)).compute()) == float(copy.deepcop
 collected = MetricCollection([MeanMetric()])
 assert isinstance(collected, __import__("lightning").pytorch.core.module.MetricCollection)
 """,
+    "plots": """
+from torchmetrics import Metric
+import torchmetrics.utilities.plot
+assert "matplotlib" not in sys.modules
+class Last(Metric):
+    def __init__(self):
+        super().__init__()
+        self.add_state("value", torch.tensor(0.0))
+    def update(self, value):
+        self.value = value
+    def compute(self):
+        return self.value
+last = Last()
+last.update(torch.tensor(2.0))
+import os
+os.environ["MPLBACKEND"] = "agg"
+figure, axes = last._plot()
+assert type(figure).__name__ == "Figure" and "torchmetrics.functional" not in sys.modules
+assert type(torchmetrics.utilities.plot).__name__ == "module" and torchmetrics.utilities.plot.plot_curve
+""",
+    "plots of the body": """
+from torchmetrics import MeanMetric, MetricCollection
+import torchmetrics.utilities.plot as plots
+assert type(plots).__name__ == "module" and plots._AX_TYPE is sys.modules["matplotlib.axes"].Axes
+from torchmetrics.classification import MulticlassConfusionMatrix
+import torchmetrics.classification.confusion_matrix as file
+assert file.plot_confusion_matrix is plots.plot_confusion_matrix
+""",
     "imported before": """
 import torchmetrics
 from lit_tfm.late_imports import quicken
@@ -100,5 +129,5 @@ assert type(torchmetrics).__name__ == "module" and torchmetrics.Accuracy
 def test_torchmetrics_is_whole_however_it_is_asked_for(case: str) -> None:
     late = "" if case == "imported before" else "from lit_tfm.late_imports import quicken; quicken(); "
     code = f"import sys; {late}import torch\n{CASES[case]}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import sys
 
 # Half a second each, more on a slow disk; some are only there because an extra is installed.
 LATE = ["torchmetrics.functional", "transformers", "scipy", "datasets", "pyarrow", "optuna", "pandas", "plotly"]
+LATE += ["matplotlib"]
 LATE += ["sklearn", "IPython", "torchvision", "huggingface_hub", "torch._inductor.compile_fx", "tensorflow"]
 STOP = """
 import os, sys
@@ -30,7 +31,7 @@ def test_a_run_imports_little_until_its_first_step(tmp_path, session_cache) -> N
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", "lit_tfm.train", *words],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     before, found, names = done.stdout.partition("modules\n")
     assert found, done.stderr + before

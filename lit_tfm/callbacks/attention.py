@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from lightning import Callback, Trainer
-from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -164,6 +163,8 @@ def draw(attention: Attention) -> Image.Image:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
+    from matplotlib import get_data_path  # optional: a heavy package, needed for the first picture alone
+
     return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)  # with many alphabets
 
 

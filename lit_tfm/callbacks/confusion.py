@@ -4,14 +4,17 @@ Letters: L labels.
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from lightning import Callback, Trainer
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from lit_tfm.callbacks.tensorboard import boards
 from lit_tfm.tasks.base import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_WRITTEN = 20  # labels up to which the cells hold numbers; beyond, colours only
 
@@ -36,20 +39,20 @@ class ConfusionPicture(Callback):
                 logger.experiment.add_figure(f"pictures/confusion_{stage}", figure, trainer.global_step)
 
 
-def draw(matrix: np.ndarray, labels: tuple[str, ...]) -> Figure:
+def draw(matrix: np.ndarray, labels: tuple[str, ...]) -> "Figure":
     """Counts (L, L), rows true and columns predicted, or one small matrix a label, (L, 2, 2)."""
     if matrix.ndim == 3:
         return _draw_each(matrix, labels)
     size = min(14.0, 3.0 + 0.55 * len(labels))
-    figure = Figure(figsize=(size + 1.0, size), layout="constrained", dpi=110)
+    figure = _figure(size + 1.0, size)
     _panel(figure.add_subplot(), matrix, list(labels), written=len(labels) <= MOST_WRITTEN)
     return figure
 
 
-def _draw_each(matrices: np.ndarray, labels: tuple[str, ...]) -> Figure:
+def _draw_each(matrices: np.ndarray, labels: tuple[str, ...]) -> "Figure":
     columns = min(4, len(labels))
     rows = math.ceil(len(labels) / columns)
-    figure = Figure(figsize=(2.6 * columns, 2.6 * rows), layout="constrained", dpi=110)
+    figure = _figure(2.6 * columns, 2.6 * rows)
     for place, (matrix, label) in enumerate(zip(matrices, labels, strict=True), start=1):
         axes = figure.add_subplot(rows, columns, place)
         _panel(axes, matrix, ["no", "yes"], written=True)
@@ -57,7 +60,13 @@ def _draw_each(matrices: np.ndarray, labels: tuple[str, ...]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, matrix: np.ndarray, labels: list[str], written: bool) -> None:
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure  # optional: a heavy package, needed for the first picture alone
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=110)
+
+
+def _panel(axes: "Axes", matrix: np.ndarray, labels: list[str], written: bool) -> None:
     """Colour is the share of the row: how the examples of a true label were spread, however many there are."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
