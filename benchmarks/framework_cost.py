@@ -30,9 +30,22 @@ from lit_tfm.models.cost import parameters
 from lit_tfm.train import train
 
 SIZES = {
-    "1 M": ["model.d_model=144", "model.n_layers=4", "model.n_heads=4", "model.value_embeddings=false"],
-    "10 M": ["model.d_model=384", "model.n_layers=6", "model.n_heads=6", "model.value_embeddings=false"],
+    "1 M": [
+        "model.d_model=144",
+        "model.n_layers=4",
+        "model.n_heads=4",
+        "model.value_embeddings=false",
+        "model.neighbours=0",
+    ],
+    "10 M": [
+        "model.d_model=384",
+        "model.n_layers=6",
+        "model.n_heads=6",
+        "model.value_embeddings=false",
+        "model.neighbours=0",
+    ],
 }
+PLAIN = ["model.value_embeddings=false", "model.neighbours=0"]
 GOALS = {"1 M": 1.03, "10 M": 1.01}
 BATCH = 12  # blocks of 64 characters: the CPU example of nanoGPT
 
@@ -112,7 +125,8 @@ class Bursts(Callback):
 def compose(size: str, optimizer: str, steps: int, folder: Path, words: list[str]) -> DictConfig:
     run = [f"optimizer={optimizer}", f"trainer.max_steps={steps}", "trainer.val_every=1000000", "budget=null"]
     data = [f"data.batch_size={BATCH}", "data.block_size=64", "data.val_limit=2", f"output_dir={folder}"]
-    return config.compose(["experiment=char_gpt", *SIZES[size], *run, *data, *words])
+    kind = ["model=char_gpt", "task=causal_lm", "data=tinyshakespeare", "tokenizer=char", *PLAIN]
+    return config.compose([*kind, *SIZES[size], *run, *data, *words])
 
 
 def measure(size: str, options: argparse.Namespace, folder: Path) -> tuple[int, list[Seconds], list[Seconds]]:

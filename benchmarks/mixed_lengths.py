@@ -29,12 +29,18 @@ SKIP = 5  # steps
 def words(name: str, path: str, options: argparse.Namespace) -> list[str]:
     """The command line of our run; BERT's layers as published, dropout too."""
     model = ["model=bert_base_2018", f"model.d_model={options.d_model}", f"model.n_layers={options.layers}"]
-    model += ["model.n_heads=2", "model.n_segments=0", "task.pooling=first", "model.init_std=0.02"]
-    plain = ["task.head_dropout=0.1", "task.token_dropout=0.0", "task.label_smoothing=0.0"]
+    model += ["model.n_heads=2", "model.n_segments=0"]
+    task = ["task=classification", "task.pooling=first", "task.head_dropout=0.1", "tokenizer=wordpiece"]
     data = [f"data={name}", f"data.path={path}", f"data.batch_size={options.batch}", "data.batch_tokens=null"]
     pace = [f"trainer.max_steps={SKIP + options.steps}", "trainer.val_every=1000000", "budget=null", "test=false"]
-    pace += ["data.val_limit=1", "optimizer=adamw", "trainer.accelerator=cpu", "trainer.precision=32"]
-    return [f"experiment={name}_bert", *data, *model, *plain, *pace, *options.words]
+    pace += [
+        "data.val_limit=1",
+        "optimizer=adamw",
+        "schedule=linear",
+        "trainer.accelerator=cpu",
+        "trainer.precision=32",
+    ]
+    return [*data, *model, *task, *pace, *options.words]
 
 
 def ours(name: str, path: str, options: argparse.Namespace) -> Callable[[], float]:

@@ -44,7 +44,7 @@ def words(options: argparse.Namespace, compiled: bool, steps: int) -> list[str]:
     data += ["data.cross_documents=true", f"tokenizer.vocab_size={options.vocab}"]
     pace = [f"trainer.max_steps={steps}", "trainer.val_every=1000000", "budget=null"]
     optimizer = ["optimizer=adamw", "schedule=cosine", "trainer.accelerator=cpu", "trainer.precision=32"]
-    return ["experiment=gpt_small", *model, *data, *pace, *optimizer, *options.words]
+    return [*model, "task=causal_lm", "data=wikitext2", "tokenizer=bpe", *data, *pace, *optimizer, *options.words]
 
 
 def ours(options: argparse.Namespace, compiled: bool) -> float:

@@ -45,9 +45,12 @@ class Shape:
     vocab: int = 8192
 
 
-EXPERIMENTS = {"bert": "bert_small", "gpt": "gpt_small", "t5": "t5_small"}
 MODELS = {"bert": "bert_base_2018", "gpt": "gpt2_2019", "t5": "t5_v1_1"}
-TASKS = {"bert": ["task.rate=0.15", "task.replace=[0.8,0.1,0.1]"], "gpt": [], "t5": []}
+TASKS = {
+    "bert": ["task=masked_lm", "tokenizer=wordpiece", "task.rate=0.15", "task.replace=[0.8,0.1,0.1]"],
+    "gpt": ["task=causal_lm", "tokenizer=bpe"],
+    "t5": ["task=span_corruption", "tokenizer=bpe", "tokenizer.sentinels=100"],
+}
 GOALS = {"bert": 1.8, "gpt": 1.2, "t5": 1.3}
 
 
@@ -61,7 +64,7 @@ def words(kind: str, shape: Shape, steps: int, more: list[str]) -> list[str]:
     data += ["data.cross_documents=true", f"tokenizer.vocab_size={shape.vocab}"]
     pace = [f"trainer.max_steps={steps}", "trainer.val_every=1000000", "budget=null"]
     optimizer = ["optimizer=adamw", "schedule=linear", "trainer.accelerator=cpu", "trainer.precision=32"]
-    return [f"experiment={EXPERIMENTS[kind]}", *model, *TASKS[kind], *data, *pace, *optimizer, *more]
+    return [*model, *TASKS[kind], "data=wikitext2", *data, *pace, *optimizer, *more]
 
 
 class Clock(Callback):
