@@ -65,8 +65,9 @@ class Session:
             raise SystemExit(stop.status) from None
 
     def _say(self, stop: Stopped) -> None:
-        if self.run_folder is not None and newest_time(self.run_folder.path):
-            line = f"{stop}; go on with:\npython -m lit_tfm.train resume={self.run_folder.path}"
+        begun = self.run_folder.path if self.run_folder else self.resume.parent.parent if self.resume else None
+        if begun is not None and newest_time(begun):
+            line = f"{stop}; go on with:\npython -m lit_tfm.train resume={begun}"
         else:
             line = f"{stop}; there is no checkpoint yet: type the command again"
         self.console.print(line, soft_wrap=True)
@@ -152,10 +153,11 @@ class Session:
     def _folder(self) -> RunFolder:
         """The run's folder; all ranks get rank 0's."""
         if folder := os.environ.get(launch.RUN_VARIABLE):
-            return RunFolder(folder)
-        several = self.hardware.world_size > 1 and launch.started_from_outside()
-        run = self._make_folder() if not several or launch.rank() == 0 else None
-        return RunFolder(launch.from_rank_zero(str(run.path) if run else None)) if several else run
+            self.run_folder = RunFolder(folder)
+        elif self.hardware.world_size > 1 and launch.started_from_outside():
+            run = self._make_folder() if launch.rank() == 0 else None
+            self.run_folder = RunFolder(launch.from_rank_zero(str(run.path) if run else None))
+        return self.run_folder or self._make_folder()
 
     def _make_folder(self) -> RunFolder:
         if self.run_folder is None:

@@ -163,7 +163,7 @@ def test_one_rank_out_of_memory_makes_all_micro_batches_smaller(ranks, strategy)
 def test_a_signal_to_one_rank_stops_both(ranks, number) -> None:
     status, output, errors = ranks.run(f"{number} 1 5")
     assert (status, errors) == (128 + signal.Signals[number], "")
-    assert f"stopped by {number} at step 6" in output
+    assert f"stopped by {number} at step 6; go on with:\npython -m lit_tfm.train resume={ranks.folder}" in output
     assert (ranks.summary()["status"], ranks.saved()) == ("stopped", 6)
 
 

@@ -100,7 +100,9 @@ class Soak:
             if process.poll() is None:
                 end_all(process.pid)
         # A signal that comes before the run has begun to train ends it as it ends any process.
-        allowed = {128 + which, -which} if found == "start-up" else {128 + which}
+        # So does one that comes when the last step is done.
+        early_or_late = found == "start-up" or logged_step(self.run) >= self.steps
+        allowed = {128 + which, -which} if early_or_late else {128 + which}
         assert status in ({-which} if which is signal.SIGKILL else allowed), (status, which, found)
         seconds = round(time.monotonic() - began, 1)
         self.lives.append(Life(number, which.name, phase, found, step, self.saved(), status, seconds))
@@ -109,7 +111,8 @@ class Soak:
     def wait_for(self, phase: str, process: subprocess.Popen) -> None:
         """Until the moment has come."""
         began, steps = time.monotonic(), self.draw.randint(1, 3)
-        wait = self.draw.uniform(0, self.start_up if phase == "start-up" else 0.2)
+        # Short of the start-up's end, which may come sooner than it did when it was measured.
+        wait = self.draw.uniform(0, 0.7 * self.start_up if phase == "start-up" else 0.2)
         first = None  # step at which this life began to train
         while process.poll() is None and time.monotonic() - began < PATIENCE:
             found, step = self.phase()
@@ -130,7 +133,7 @@ class Soak:
         """
         rows = logged(self.run)
         self.fewest = min(self.fewest, len(rows))
-        last = max((step for step, _ in rows), default=0)
+        last = logged_step(self.run)
         if written_since(self.run / "checkpoints" / ".last.ckpt.partial", self.since):
             return "saving", last
         if len(rows) <= self.fewest:
@@ -181,6 +184,10 @@ def logged(run: Path) -> list[tuple[int, str]]:
     return [(int(row[0]), row[3]) for row in rows if len(row) == 5 and row[0].isdigit()]
 
 
+def logged_step(run: Path) -> int:
+    return max((step for step, _ in logged(run)), default=0)
+
+
 def written_since(path: Path, moment: float) -> bool:
     """Also a killed save leaves its temporary name behind."""
     try:
@@ -208,7 +215,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("outputs/soak"), help="where the runs go")
     parser.add_argument("--ranks", type=int, default=1, choices=(1, 2))
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     print(
