@@ -7,6 +7,7 @@ and, unless told `--dry`, puts it between the marks of its name in RESULTS.md.
 
 import os
 import platform
+import re
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ import torch
 from lit_tfm.hardware import device_name
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+_PLACE = re.compile(r"(?:(?<=^)|(?<==))/(?:[^/]*/)*")  # the folders of an absolute path
 
 
 def alternate(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -54,17 +56,16 @@ class Ratio:
 def circumstances(*packages: str) -> str:
     """Two lines for the head of a table: the day, the machine and the versions; the command."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", *packages))
-    threads = f"{torch.get_num_threads()} threads, {os.cpu_count()} CPU cores"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else device_name("cpu")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else device_name("cpu")  # with its threads
     return (
-        f"{date.today().isoformat()}, {device}, {threads}, load {os.getloadavg()[0]:.1f}; "
+        f"{date.today().isoformat()}, {device}, {os.cpu_count()} CPU cores, load {os.getloadavg()[0]:.1f}; "
         f"Python {platform.python_version()}, {versions}.\n`{command()}`"
     )
 
 
 def command() -> str:
-    """The line that was typed, without what only says where the table goes."""
-    words = [word for word in sys.argv[1:] if word != "--dry"]
+    """The line that was typed, without what only says where the table goes and where things lie on this machine."""
+    words = [_PLACE.sub("", word) for word in sys.argv[1:] if word != "--dry" and not word.startswith("cache_dir=")]
     variables = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS",) if name in os.environ]
     return " ".join([*variables, f"python benchmarks/{Path(sys.argv[0]).name}", *words])
 

@@ -37,3 +37,18 @@ def test_a_table_replaces_the_one_before_and_nothing_else(tmp_path, capsys) -> N
     assert section in page.read_text()
     with pytest.raises(SystemExit, match="lacks the lines"):
         measure.publish("other", section, results=page)
+
+
+def test_the_command_of_a_table_names_no_place_of_the_machine(monkeypatch) -> None:
+    typed = [
+        "benchmarks/it.py",
+        "--path",
+        "/data/sets/wikitext-2",
+        "data.path=/data/sst2",
+        "cache_dir=/x/y",
+        "--dry",
+        "a/b",
+    ]
+    monkeypatch.setattr("sys.argv", typed)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert measure.command() == "OMP_NUM_THREADS=1 python benchmarks/it.py --path wikitext-2 data.path=sst2 a/b"
