@@ -226,7 +226,24 @@ def join(hardware: Hardware) -> None:
         os.environ.setdefault("RANK", str(environment.global_rank()))
         os.environ.setdefault("WORLD_SIZE", str(environment.world_size()))
     # Long: the watchdog says more than a time-out in an exchange does, and a rank that still builds may take its time.
-    dist.init_process_group("nccl" if hardware.accelerator == "gpu" else "gloo", timeout=timedelta(hours=2))
+    with _ended_by_signals():
+        dist.init_process_group("nccl" if hardware.accelerator == "gpu" else "gloo", timeout=timedelta(hours=2))
+
+
+@contextmanager
+def _ended_by_signals():
+    """The system's own way with signals: Python's handlers do not run while a rank waits, inside of C++, for another.
+
+    That one may have been stopped already and never come.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {signal.Signals[name]: signal.signal(signal.Signals[name], signal.SIG_DFL) for name in PASSED_ON}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def from_rank_zero(value):

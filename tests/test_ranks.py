@@ -1,9 +1,11 @@
 """One rank of several hangs, fails, is killed, runs out of memory or is asked to stop: all end, one says why."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -178,6 +180,27 @@ def test_a_signal_before_the_ranks_train(ranks, number) -> None:
         _, errors = process.communicate(timeout=120)
         assert process.returncode in (128 + number, -number), (wait, errors)
         assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
+def test_a_signal_while_the_other_rank_is_not_there(ranks, number) -> None:
+    """Found by the kill soak: the other had been stopped before the two met, and this one waited for it."""
+    port = launch.free_port()
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0"}
+    process = ranks.start("none 9 9", **place)
+    try:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(number)
+        assert process.wait(60) == -number
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # ---- without processes ---------------------------------------------------------------------------------------------
