@@ -22,6 +22,7 @@ from typing import NoReturn, TypeVar
 
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from lit_tfm import last_word
@@ -226,6 +227,7 @@ def join(hardware: Hardware) -> None:
         os.environ.setdefault("RANK", str(environment.global_rank()))
         os.environ.setdefault("WORLD_SIZE", str(environment.world_size()))
     # Long: the watchdog says more than a time-out in an exchange does, and a rank that still builds may take its time.
+    rank_zero_only.rank = rank()  # Lightning has read it at its import, which a forked process did before it was a rank
     with _ended_by_signals():
         dist.init_process_group("nccl" if hardware.accelerator == "gpu" else "gloo", timeout=timedelta(hours=2))
 
