@@ -69,9 +69,12 @@ class AttentionMaps(Callback):
 
 
 def probe(task: Task, text: str, tokens: int) -> Batch:
-    """The text as a batch of one, on the task's device. Raises KeyError where the collator needs more than a text."""
+    """The text as a batch of one, on the task's device. Raises KeyError where the collator needs more than a text.
+
+    No longer than the model has positions for, with two special tokens.
+    """
     tokenizer = task.facts.tokenizer
-    ids = tokenizer.encode(text)[:tokens]
+    ids = tokenizer.encode(text)[: min(tokens, max(1, task.model.config.max_length - 2))]
     if task.facts.labels is None and tokenizer.sep_id is not None:
         ids = np.concatenate([[tokenizer.sep_id], ids])  # as running text is stored: separator first
     example = {"tokens": ids.astype(np.int64), "tokens_b": None, "document_ids": None, "label": 0, "key": Key(0, 0)}

@@ -13,7 +13,7 @@ import throughput
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 TINY = ["--rounds", "1", "--steps", "2", "--d-model", "32", "--layers", "1"]
-TEXT = [*TINY, "--length", "16", "--batch", "2", "--vocab", "300", "--dry"]
+TEXT = [*TINY, "--length", "16", "--batch", "2", "--vocab", "400", "--dry"]
 
 
 def test_a_part_counts_without_those_inside_it(monkeypatch) -> None:

@@ -55,6 +55,12 @@ def test_weights_are_those_of_the_model_and_rows_add_up_to_one(name, make_task):
             assert (np.triu(attention.weights, 1) == 0).all()  # it looks back only
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_text_longer_than_the_model_has_positions_for_is_cut(name, make_task):
+    task = make_task(name).eval()
+    assert attend(task, probe(task, TEXT * 50, 10_000))
+
+
 def test_the_probe_goes_the_way_of_training_texts(make_task):
     task = make_task("masked_lm")
     batch = probe(task, TEXT, 12)
