@@ -3,7 +3,6 @@
 import re
 import runpy
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -77,7 +76,7 @@ def look(command: str) -> None:
             assert time.monotonic() < until, "the run is not shown"
             time.sleep(0.2)
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # SIGINT is ignored by what a shell starts in the background
         process.communicate()
 
 

@@ -8,6 +8,7 @@
 A checkpoint is a zip archive in which torch keeps a CRC-32 of every record; `check` reads all of them.
 """
 
+import json
 import os
 import pickle
 import shutil
@@ -96,8 +97,19 @@ def save_weights(checkpoint: Path, state: dict[str, Tensor], step: int = 0) -> N
         with open_new(temporary) as file:
             mode = os.fstat(file.fileno()).st_mode & 0o777
         save_file(plain, temporary, metadata={"format": "pt", STEP: str(step)})
+        order_header(temporary)
         os.chmod(temporary, mode)  # save_file lets only the owner read it, whatever the umask
         os.replace(temporary, final)
+
+
+def order_header(path: Path) -> None:
+    """Sort what a file says of itself, which the library writes in any order: equal weights are to be equal files."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def open_new(path: Path) -> BinaryIO:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_tfm import config
-from lit_tfm.callbacks.checkpoint_files import AtomicCheckpointIO, check, keep_as, newest
+from lit_tfm.callbacks.checkpoint_files import AtomicCheckpointIO, check, keep_as, newest, save_weights
 from lit_tfm.errors import UserError
 from lit_tfm.train import train
 
@@ -200,3 +200,13 @@ def test_a_broken_file_that_was_named_is_refused(folder) -> None:
     (folder / "last.ckpt").write_bytes(b"nothing")
     with pytest.raises(UserError, match="broken"):
         train(config.compose(["experiment=bert_small", f"resume={folder / 'last.ckpt'}"]))
+
+
+def test_equal_weights_are_equal_files(tmp_path) -> None:
+    """The library writes the words of a header in any order: of 16 files some would differ."""
+    state = {"größe": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}
+    for number in range(16):
+        save_weights(tmp_path / f"{number}.ckpt", state, step=3)
+    assert len({(tmp_path / f"{number}.safetensors").read_bytes() for number in range(16)}) == 1
+    read = load_file(tmp_path / "0.safetensors")
+    assert all(torch.equal(read[name], value) for name, value in state.items())
