@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from small_runs import NO_PICTURES, SMALL
 
 from lit_tfm import config
 from lit_tfm.callbacks import checkpoint_files
@@ -21,23 +22,7 @@ from lit_tfm.callbacks.checkpoint_files import check
 from lit_tfm.errors import UserError
 from lit_tfm.train import train
 
-OPTIONS = [
-    "experiment=bert_small",
-    "model.d_model=32",
-    "model.n_layers=1",
-    "model.n_heads=2",
-    "data.block_size=32",
-    "data.batch_size=8",
-    "data.val_limit=8",
-    "tokenizer.vocab_size=300",
-    "trainer.precision=32",
-    "trainer.accelerator=cpu",
-    "trainer.max_steps=4",
-    "trainer.val_every=2",
-    "trainer.log_every=1",
-    "budget=null",
-    *(f"callbacks.{name}=null" for name in ("layout", "samples", "confusion", "attention")),
-]
+OPTIONS = ["experiment=bert_small", *SMALL, "trainer.max_steps=4", "trainer.val_every=2", *NO_PICTURES[:-1]]
 
 
 class Disk:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_runs import NO_PICTURES, SMALL
 
 from lit_tfm import config
 from lit_tfm.tasks.masked_lm import MaskedLM
@@ -17,21 +18,11 @@ from lit_tfm.train import train
 
 OPTIONS = [
     "experiment=bert_small",
-    "model.d_model=32",
-    "model.n_layers=1",
-    "model.n_heads=2",
-    "data.block_size=32",
-    "data.batch_size=8",
-    "data.val_limit=8",
-    "tokenizer.vocab_size=300",
-    "trainer.precision=32",
-    "trainer.accelerator=cpu",
+    *SMALL,
     "trainer.max_steps=6",
     "trainer.val_every=4",
-    "trainer.log_every=1",
-    "budget=null",
     "logger.tensorboard=null",
-    *(f"callbacks.{name}=null" for name in ("layout", "samples", "confusion", "attention", "projector")),
+    *NO_PICTURES,
 ]
 
 

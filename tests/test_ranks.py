@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import NO_PICTURES, SMALL
 
 from lit_tfm import last_word, launch
 from lit_tfm.callbacks.watchdog import Place, sentence
@@ -20,27 +21,9 @@ from lit_tfm.errors import HUNG, UserError
 from lit_tfm.last_word import LastWord
 
 OPTIONS = [
-    "model=bert_tiny",
-    "task=masked_lm",
-    "data=text",
-    "model.d_model=32",
-    "model.n_layers=1",
-    "model.n_heads=2",
-    "data.block_size=32",
-    "data.batch_size=8",
-    "data.val_limit=8",
-    "tokenizer.vocab_size=300",
-    "trainer.precision=32",
-    "trainer.accelerator=cpu",
-    "trainer.max_steps=8",
-    "trainer.val_every=4",
-    "trainer.log_every=1",
-    "budget=null",
-    "logger.tensorboard=null",
-    *(f"callbacks.{name}=null" for name in ("layout", "samples", "confusion", "attention", "projector")),
-    "trainer.devices=2",
-    "task._target_=faulty.Faulty",
-    "allow_targets=faulty",
+    *["model=bert_tiny", "task=masked_lm", "data=text", *SMALL],
+    *["trainer.max_steps=8", "trainer.val_every=4", "logger.tensorboard=null", *NO_PICTURES],
+    *["trainer.devices=2", "task._target_=faulty.Faulty", "allow_targets=faulty"],
 ]
 FAULTY = """
 import os, signal, time
