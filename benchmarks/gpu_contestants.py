@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from peers_nanogpt import Layer
 from torch import Tensor, nn
 
 DENSE_BF16 = 989e12  # H100 SXM and H200, FLOP/s; elsewhere MFU over it says nothing
@@ -172,24 +173,6 @@ def whole_head(self: nn.Module, hidden: Tensor, labels: Tensor, smoothing: float
 
 
 # ---- nanoGPT -------------------------------------------------------------------------------------------------------
-
-
-class Layer(nn.Module):
-    """Pre-norm attention and a feed-forward of four times the width, GELU, no biases, no dropout."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norms = nn.ModuleList(nn.LayerNorm(width, bias=False) for _ in range(2))
-        self.qkv, self.attended = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
-        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = self.qkv(self.norms[0](x)).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # (B, H, T, D)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-        x = x + self.attended(mixed)
-        return x + self.down(F.gelu(self.up(self.norms[1](x))))
 
 
 class GPT(nn.Module):
