@@ -59,7 +59,7 @@ RECIPES = {
         {
             "without neighbours": ["model.neighbours=0"],
             "batches twice as large, half the steps": ["data.batch_size=32"],
-            "AdamW for all, 1e-3": ["optimizer=adamw", "~optimizer.adamw_lr", "optimizer.lr=0.001"],
+            "AdamW for all, 1e-3": ["optimizer=adamw", "optimizer.lr=0.001"],
             "30 % masked": ["task.rate=0.3"],
             "the embedding's table for the head": ["model.tie_embeddings=true"],
         },
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", help="beginnings of the names of the changes to try")
     parser.add_argument("--dry", action="store_true", help="print only")
     parser.add_argument("words", nargs="*", help="further settings of every run")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)  # settings may stand on both sides of the options
     recipe = RECIPES[args.recipe]
     steps, seeds, further = args.steps or recipe.steps, range(1, args.rounds + 1), [f"data.path={args.path}"]
     rows, base = [], None
