@@ -16,6 +16,7 @@ nothing. The word is kept in the environment, so that the ranks and trials that 
 """
 
 import inspect
+import json
 import os
 import re
 import sys
@@ -28,6 +29,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig
 
+from lit_tfm import annotations
 from lit_tfm.errors import UserError
 
 VARIABLE = "LIT_TFM_ALLOW_TARGETS"
@@ -137,10 +139,20 @@ def _called(node: Any, path: str, supplied: dict[str, Any]) -> Any:
         if away and not _under(made.__module__, allowed()):
             module = made.__module__
             raise UserError(f"{path}.{key}={value}: on another machine; if you trust it, type allow_targets={module}")
+        if _under(made.__module__, OWN):
+            _check_kind(made, key, value, f"{path}.{key}")
     args = _called(node.get("_args_", []), f"{path}._args_", {})
     if node.get("_partial_"):
         return partial(made, *args, **{**given, **supplied})
     return made(*args, **{**given, **supplied})
+
+
+def _check_kind(made: Any, key: str, value: Any, path: str) -> None:
+    """Raises UserError where a plain value is of another kind than its parameter: later it would be a traceback."""
+    hint = annotations.hints(made).get(key, Any)
+    if isinstance(value, (bool, int, float, str, list, dict, type(None))) and not annotations.fits(value, hint):
+        shown = value if isinstance(value, str) else json.dumps(value, default=str)  # as it is typed
+        raise UserError(f"{path}={shown}: must be {annotations.told(hint)}")
 
 
 def find(target: Any, path: str) -> Any:

@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "lit_tfm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "errors": -1,  # below everything
+    "annotations": -1,
     "nn": 0,
     "models": 1,
     "data": 1,
