@@ -6,11 +6,9 @@ own work); start-up and evaluation are not in it, on either side.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import torch
 from lightning import Callback
 from measure import Ratio
@@ -19,8 +17,6 @@ from lit_tfm.build import build_data, build_task
 from lit_tfm.config import compose
 from lit_tfm.tasks.base import Batch, Task
 from lit_tfm.train import train
-
-PICTURES = Path(__file__).parents[1] / "docs" / "images"
 
 
 class Point(NamedTuple):
@@ -115,22 +111,3 @@ def mean(parts: Iterable[tuple[torch.Tensor, int]]) -> float:
     for part, number in parts:
         total, count = total + float(part), count + number
     return float(total / count)
-
-
-def picture(name: str, curves: Mapping[str, Sequence[Curve]], target: float, title: str, value: str) -> Path:
-    """docs/images/<name>.png: every seed a thin line, the target dashed."""
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=150)
-    for color, (label, runs) in zip(("tab:blue", "tab:orange"), curves.items(), strict=False):
-        for index, run in enumerate(runs):
-            style = {"color": color, "linewidth": 1.0, "label": label if index == 0 else None}
-            axes.plot([p.seconds for p in run], [p.value for p in run], **style)
-    axes.axhline(target, color="gray", linestyle="--", linewidth=0.8, label=f"target {target:.3f}")
-    axes.set(title=title, xlabel="training seconds", ylabel=value)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    file = PICTURES / f"{name}.png"
-    figure.savefig(file)
-    plt.close(figure)
-    return file

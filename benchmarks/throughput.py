@@ -23,6 +23,7 @@ import peers_huggingface as huggingface
 import torch
 from lightning import Callback
 from measure import Ratio, alternate, circumstances, publish, table
+from pictures import ratios
 from torch import nn
 
 from lit_tfm import config
@@ -253,7 +254,7 @@ def main() -> None:
     if options.quick:
         options.rounds, options.steps = min(options.rounds, 3), min(options.steps, 6)
     shape = Shape(options.d_model, options.layers, 4, options.length, options.batch, options.vocab)
-    rows = []
+    rows, found = [], {}
     for kind in options.kind:
         turns = (kind, shape, options.steps, options.skip, options.words)
         seconds = alternate({"ours": ours(*turns), "peer": peer(*turns)}, options.rounds)
@@ -261,11 +262,14 @@ def main() -> None:
         rates = {side: tokens / np.median(of) for side, of in seconds.items()}
         sizes = " / ".join(f"{size / 1e6:.2f} M" for size in same_size(kind, shape, options.words))
         ratio = Ratio.of([1 / s for s in seconds["ours"]], [1 / s for s in seconds["peer"]])
+        found[kind] = ratio
         rows.append([kind, sizes, f"{rates['ours']:,.0f}", f"{rates['peer']:,.0f}", ratio, GOALS[kind]])
     head = ["shape", "parameters, ours / theirs", "tokens/s, ours", "Trainer", "ours / theirs", "goal"]
     line = f"{options.rounds} turns of {options.steps} steps, {shape}."
     lines = [circumstances("lightning", "transformers"), line, table(head, rows)]
     publish("throughput", "\n\n".join(lines), options.dry)
+    if not options.dry:
+        ratios("speed_throughput", found, GOALS, "tokens/s at equal work, CPU", "Hugging Face's Trainer")
 
 
 if __name__ == "__main__":

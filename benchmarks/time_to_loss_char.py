@@ -15,9 +15,10 @@ from pathlib import Path
 import peers_nanogpt
 import torch
 import torch.nn.functional as F
-from curves import Curve, mean, picture, reached, shares, told, train_ours, validation
+from curves import Curve, mean, reached, shares, told, train_ours, validation
 from measure import circumstances, publish, table
 from peers_nanogpt import Recipe
+from pictures import falling
 
 from lit_tfm.tasks.base import Batch, Task
 
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     publish("time_to_loss_char", f"{circumstances()}\n\n{section}", args.dry)
     if not args.dry:
         curves = {name: [curve for curve, _ in runs[name]] for name in ("nanoGPT's settings", "lit_tfm")}
-        picture("speed_char", curves, target, "tinyshakespeare, 0.8 M parameters, CPU", "validation loss")
+        falling("speed_char", curves, target, "tinyshakespeare, 0.8 M parameters, CPU", "validation loss")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import numpy as np
 import peers_huggingface as huggingface
 import torch
 import torch.nn.functional as F
-from curves import Curve, mean, picture, reached, shares, told, train_ours, validation
+from curves import Curve, mean, reached, shares, told, train_ours, validation
 from measure import circumstances, publish, table
+from pictures import falling
 
 from lit_tfm.data.module import TextData
 from lit_tfm.tasks.base import Batch, Task
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     publish("time_to_loss_mlm", f"{heading}\n\n{section}\nParameters: {sizes}.", args.dry)
     if not args.dry:
         curves = {"Hugging Face Trainer": list(theirs.values()), "lit_tfm": ours}
-        picture("speed_mlm", curves, target, "masked LM, WikiText-2, CPU", "validation loss, 15 % masks")
+        falling("speed_mlm", curves, target, "masked LM, WikiText-2, CPU", "validation loss, 15 % masks")
 
 
 if __name__ == "__main__":
