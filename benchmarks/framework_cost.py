@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning import Callback
 from measure import Ratio, circumstances, publish, table
 from omegaconf import DictConfig
@@ -85,8 +84,8 @@ class Bare:
         began = Seconds.now()
         for _ in range(steps):
             inputs, labels = self.batch()
-            logits = self.head(self.model.hidden(inputs).flatten(0, 1))
-            loss = F.cross_entropy(logits, labels.flatten())
+            _, loss = self.head.losses(self.model.hidden(inputs).flatten(0, 1), labels.flatten())
+            loss = loss / labels.numel()
             self.optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.weights, 1.0)

@@ -167,7 +167,7 @@ class SpanPeer:
 
     def corrupt(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         hidden = self.mask(len(tokens))
-        return self.replaced(tokens, hidden), self.replaced(tokens, ~hidden)
+        return self.replaced(tokens, hidden), np.append(self.replaced(tokens, ~hidden), self.end)
 
     def mask(self, length: int) -> np.ndarray:
         noise = round(length * 0.15)
@@ -182,7 +182,7 @@ class SpanPeer:
     def replaced(self, tokens: np.ndarray, hidden: np.ndarray) -> np.ndarray:
         first = hidden & ~np.concatenate([[False], hidden[:-1]])
         with_sentinels = np.where(first, self.sentinels[np.cumsum(first) - 1], tokens)
-        return np.append(with_sentinels[~hidden | first], self.end)
+        return with_sentinels[~hidden | first]
 
 
 def peer(kind: str, shape: Shape, steps: int, skip: int, more: list[str]) -> Callable[[], float]:
@@ -193,6 +193,9 @@ def peer(kind: str, shape: Shape, steps: int, skip: int, more: list[str]) -> Cal
     count = min(len(tokens) // shape.length, (steps + skip) * shape.batch)
     blocks = tokens[: count * shape.length].reshape(count, shape.length)
     examples = [{"input_ids": row} | ({"labels": row} if kind == "gpt" else {}) for row in blocks.tolist()]
+    if kind == "bert":  # as run_mlm, which asks the tokenizer once and not for every batch
+        ends = np.isin(blocks, [data.facts.tokenizer.sep_id]).astype(int).tolist()
+        examples = [example | {"special_tokens_mask": row} for example, row in zip(examples, ends, strict=True)]
 
     def run() -> float:
         clock = PeerClock(skip)
