@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from peers_nanogpt import Layer
 from torch import Tensor, nn
 
+from lit_tfm.tasks.out_of_memory import ran_out
+
 DENSE_BF16 = 989e12  # H100 SXM and H200, FLOP/s; elsewhere MFU over it says nothing
 
 
@@ -366,7 +368,9 @@ def main() -> None:
     work = work_of(args.work, args.tiny, args.batch)
     try:
         found = SIDES[args.side](work, args)
-    except torch.OutOfMemoryError:
+    except Exception as error:  # train() makes a UserError of it, and cuBLAS has a RuntimeError of its own
+        if ran_out(error) is None:
+            raise
         found = {"out_of_memory": True}
     print(json.dumps(found))
 

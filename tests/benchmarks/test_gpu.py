@@ -1,6 +1,7 @@
 """The GPU benchmarks, as far as a machine without a GPU can try them: tiny, on the CPU, every contestant and rung."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from gpu_contestants import GPT, WORKS, Stopwatch, work_of
 
+from lit_tfm.tasks.causal_lm import CausalLM
 from lit_tfm.tasks.span_corruption import span_counts
 
 FOLDER = Path(gpu_contestants.__file__).parent
@@ -25,6 +27,40 @@ def run(script: str, *options: str) -> str:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def contestant(tmp_path, monkeypatch, capsys):
+    """main() of a contestant at tiny size, in this process: what it found."""
+    words = np.random.Generator(np.random.PCG64(1)).integers(97, 123, size=(400, 5), dtype=np.uint8)
+    (tmp_path / "text.txt").write_text(" ".join(bytes(word).decode() for word in words))
+    runs = gpu_runs.Runs(tmp_path, argparse.Namespace(tiny=True))
+
+    def found(name: str, *options: str, side: str = "ours") -> dict:
+        given = ["--side", side, "--work", name, "--text", runs.text, "--tokenizer", runs.tokenizer(name)]
+        given += ["--folder", tmp_path / "1", "--device", "cpu", "--tiny", "--precision", "32"]
+        monkeypatch.setattr(sys, "argv", ["gpu_contestants.py", *map(str, given), *options])
+        gpu_contestants.main()
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return found
+
+
+def test_a_batch_that_does_not_fit_is_a_finding_and_no_end_of_the_benchmark(contestant, monkeypatch) -> None:
+    def step(self, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(CausalLM, "step", step)
+    assert contestant("gpt2_124m", "--steps", "2", "--warmup", "1") == {"out_of_memory": True}
+
+
+def test_an_error_that_is_not_of_memory_stays_one(contestant, monkeypatch) -> None:
+    def step(self, batch):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(CausalLM, "step", step)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        contestant("gpt2_124m", "--steps", "2", "--warmup", "1")
 
 
 @pytest.mark.slow
