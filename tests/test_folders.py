@@ -154,26 +154,66 @@ def test_a_trial_is_gone_on_with_in_a_folder_of_its_sweep_only(tmp_path) -> None
         assert goes_to(wrong) == own
 
 
-def test_no_file_is_mended_that_is_no_journal(mine, tmp_path) -> None:
-    """Half a line at a journal's end is cut off; a yaml that names a file of the user's as its storage cuts nothing."""
-    with pytest.raises(UserError, match="the study can't be kept there"):
-        connect(str(mine), tmp_path)
-    assert mine.read_text() == "precious"
-
-
 @pytest.mark.parametrize(
-    "storage",
-    ["postgresql://me@db.example/x", "postgresql:///x?host=db.example", "mysql://u:p@db.example/x"],
+    "text",
+    [
+        "precious",
+        '{"a":1}',
+        '{\n "a": 1\n}',
+        '{"op_code": 1}\n{"op_code": 2}',
+        '{"op_code":0,"worker_id":"me"}',
+        "{",
+    ],
 )
-def test_a_sweep_of_a_stranger_tells_no_other_machine(storage: str, tmp_path) -> None:
-    text = "experiment: bert_small\nspace: {optimizer.lr: {low: 1e-4, high: 1e-2}}\n"
+def test_no_file_is_mended_that_is_no_journal(text: str, mine, tmp_path) -> None:
+    """Half a line at a journal's end is cut off; what is named as a storage by mistake stays as it is."""
+    mine.write_text(text)
+    for _ in range(2):  # the lock is given back
+        with pytest.raises(UserError, match="the study can't be kept there"):
+            connect(str(mine), tmp_path)
+    assert mine.read_text() == text
+
+
+ELSEWHERE = [
+    "postgresql://me@db.example/x",
+    "postgresql:///x?host=db.example",
+    "mysql://u:p@db.example/x",
+    "postgresql://localhost#@db.example/x",  # for a browser, localhost
+    "postgresql:///x?host=/tmp,db.example",
+    "postgresql:///x?conninfo=host%3Ddb.example",
+    "postgresql:///x?service=theirs",
+]
+OUTSIDE = ["{mine}", "../mine.journal", "{sweep}/../mine.txt", "sqlite:///{mine}", "sqlite:///mine.db", "~/mine"]
+OUTSIDE += ["sqlite:///file:{mine}?uri=true", "sqlite:///{sweep}/%2e%2e/mine.txt", "duckdb:///{mine}"]
+
+
+@pytest.mark.parametrize("storage", [*ELSEWHERE, *OUTSIDE])
+def test_a_sweep_of_a_stranger_tells_no_other_machine_and_makes_no_file_elsewhere(
+    storage: str, mine, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    storage = storage.format(mine=mine, sweep=sweep)
+    text = f"experiment: bert_small\nspace: {{optimizer.lr: {{low: 1e-4, high: 1e-2}}}}\noutput_dir: {sweep}\n"
     (tmp_path / "s.yaml").write_text(f"{text}storage: '{storage}'\n")
-    (tmp_path / "sweep.yaml").write_text(f"name: s\nstorage: '{storage}'\n")
-    for doing in (lambda: load([f"sweep={tmp_path / 's.yaml'}"]), lambda: look([f"sweep={tmp_path}"])):
+    (sweep / "sweep.yaml").write_text(f"name: s\nstorage: '{storage}'\n")
+    before = sorted(tmp_path.rglob("*"))
+    for doing in (lambda: load([f"sweep={tmp_path / 's.yaml'}"]), lambda: look([f"sweep={sweep}"])):
         with pytest.raises(UserError, match="type storage= yourself") as caught:
             doing()
         assert ":p@" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert (sorted(tmp_path.rglob("*")), mine.read_text()) == (before, "precious")
     assert load([f"sweep={tmp_path / 's.yaml'}", f"storage='{storage}'"]).storage == storage
+
+
+@pytest.mark.parametrize("storage", ["{sweep}/mine.journal", "sqlite:///{sweep}/a.db", "postgresql://me@localhost/x"])
+def test_a_sweeps_yaml_may_keep_its_study_at_home(storage: str, tmp_path) -> None:
+    storage = storage.format(sweep=tmp_path / "sweep")
+    text = f"experiment: bert_small\nspace: {{optimizer.lr: {{low: 1e-4, high: 1e-2}}}}\nstorage: {storage}\n"
+    (tmp_path / "s.yaml").write_text(text)
+    assert load([f"sweep={tmp_path / 's.yaml'}", f"output_dir={tmp_path / 'sweep'}"]).storage == storage
 
 
 # ---- the umask -------------------------------------------------------------------------------------------------

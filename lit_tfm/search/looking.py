@@ -12,7 +12,7 @@ from lit_tfm.errors import UserError
 from lit_tfm.search import settings
 from lit_tfm.search.composer import read_word
 from lit_tfm.search.outcomes import read_yaml
-from lit_tfm.search.storage import connect, is_journal, journal_path, reachable, shown
+from lit_tfm.search.storage import check_storage, connect, is_journal, journal_path, reachable, shown
 
 
 def look(words: list[str]) -> tuple[Path, optuna.Study]:
@@ -30,7 +30,7 @@ def look(words: list[str]) -> tuple[Path, optuna.Study]:
             f"{folder}: the password of its storage is kept nowhere; type storage=... as it was started with"
         )
     if typed.get("storage") is None:
-        settings.check_storage(storage, folder / "sweep.yaml")
+        check_storage(storage, folder, folder / "sweep.yaml")
     name = str(stored.get("name", name))
     with reachable(storage, folder), contextlib.suppress(KeyError, FileNotFoundError):
         return folder, optuna.load_study(study_name=name, storage=_reading(storage, folder))

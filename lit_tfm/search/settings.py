@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import optuna
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +22,7 @@ from lit_tfm.search.composer import Composer, read_word, word
 from lit_tfm.search.expressions import is_number
 from lit_tfm.search.samplers import GRID, build, check_sampler, grid
 from lit_tfm.search.space import Space
+from lit_tfm.search.storage import check_storage
 from lit_tfm.tasks.budget import Budget, nominal
 
 KINDS = ("crash", "oom", "nan", "timeout")  # of failure
@@ -37,7 +38,6 @@ OWN = {
     "experiment": "write experiment=NAME beside the space, not in it",
 }
 MASK = "***"
-LOCAL = ("localhost", "127.0.0.1", "::1")
 _KEY = re.compile(r"\+{0,2}[\w./@:-]+")  # one key of the command line, not several words of it
 # Of pruners: how far a trial is. Floats are shares of it, whole numbers what it reports.
 RESOURCES = ("min_resource", "max_resource", "n_warmup_steps", "interval_steps")
@@ -194,20 +194,6 @@ def masked(storage: str | None) -> str | None:
     return urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", f":{MASK}@")))
 
 
-def check_storage(storage: Any, source: Path) -> None:
-    """Raises UserError where a file that may be somebody else's names a database on another machine."""
-    if not isinstance(storage, str) or "://" not in storage:
-        return
-    parts = urlsplit(storage)
-    asked = parse_qs(parts.query)
-    hosts = [parts.hostname, *(host for key in ("host", "hostaddr", "service") for host in asked.get(key, []))]
-    if any(host and host not in LOCAL and not host.startswith("/") for host in hosts):
-        raise UserError(
-            f"{source}: storage={masked(storage)}: another machine, which would be told of every trial; if you trust "
-            "it, type storage= yourself"
-        )
-
-
 # ---- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -229,12 +215,13 @@ def read(arguments: list[str], config_dir: str | Path | None = None) -> SweepCon
         raise UserError(f"type one sweep=NAME; there is {', '.join(known_sweeps())}, or sweep=PATH.yaml")
     path = find(str(names[0]))
     raw = read_yaml(path)
-    if path.parent != config.ROOT / "sweeps" and not any(key == "storage" for key, _ in typed):
-        check_storage(raw.get("storage"), path)
     for key, value in typed:
         if key != "sweep":
             _apply(raw, key, value)
-    return _checked({"name": path.stem, **raw}, str(config_dir) if config_dir else None)
+    sweep = _checked({"name": path.stem, **raw}, str(config_dir) if config_dir else None)
+    if path.parent != config.ROOT / "sweeps" and not any(key == "storage" for key, _ in typed):
+        check_storage(sweep.storage, sweep.folder, path)
+    return sweep
 
 
 def known_sweeps() -> list[str]:

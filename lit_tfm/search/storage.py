@@ -6,9 +6,10 @@ A storage that can't be reached, read or written is a person's mistake and told 
 import contextlib
 import fcntl
 import os
+import re
 import time
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -23,6 +24,9 @@ JOURNAL = "study.journal"
 PATIENCE = 10  # seconds until a database that does not answer is given up
 # Several processes that make the tables of a new database at the same time: all but one are told they exist.
 COLLISIONS = (IntegrityError, ProgrammingError, OperationalError)
+FIRST = re.compile(rb'\{"op_code":\d+,"worker_id":')  # what every line of Optuna's begins with
+SERVERS = ("postgresql", "mysql", "mariadb")  # any other database is a file
+LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class FileLock(JournalFileOpenLock):
@@ -39,7 +43,11 @@ class FileLock(JournalFileOpenLock):
         held = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(held, fcntl.LOCK_EX)
         self._held = held
-        self._mend()
+        try:
+            self._mend()
+        except BaseException:
+            self.release()  # or the next to try, also in this process, would wait for ever
+            raise
         return True
 
     def release(self) -> None:
@@ -50,14 +58,18 @@ class FileLock(JournalFileOpenLock):
     def _mend(self) -> None:
         """Cut off half a line that a full disk left: nobody was told it was written, and no reader gets past it."""
         with open(self.journal, "rb+") as file:
-            if file.read(1) not in (b"{", b""):
-                raise ValueError("it holds something that is no study")
             end = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            if end and not FIRST.match(file.read(64)):
+                raise ValueError("it holds something that is no study")
+            if end == 0 or _ends_a_line(file, end):
+                return
             start = max(0, end - 2**20)
             file.seek(start)
-            tail = file.read() if end and not _ends_a_line(file, end) else b""
-            if tail:
-                file.truncate(start + tail.rfind(b"\n") + 1)
+            newline = file.read().rfind(b"\n")
+            if newline < 0:  # what is left would be no journal, and this may be none either
+                raise ValueError("it holds half a line and no more; remove it if it is a sweep's")
+            file.truncate(start + newline + 1)
 
 
 def _ends_a_line(file: BinaryIO, end: int) -> bool:
@@ -92,6 +104,36 @@ def shown(storage: str | None, folder: Path) -> str:
 
 def journal_path(storage: str | None, folder: Path) -> Path:
     return Path(storage).expanduser() if storage else folder / JOURNAL
+
+
+def check_storage(storage: Any, folder: Path, source: Path) -> None:
+    """Raises UserError where `source`, which may be somebody else's, keeps the study of the sweep in `folder` anywhere
+    but there or in a database of this machine."""
+    if storage is None:
+        return
+    if not isinstance(storage, str):
+        raise UserError(f"{source}: storage={storage}: a text is needed")
+    url = None if is_journal(storage) else database_url(storage)
+    if url is not None and url.get_backend_name() in SERVERS:
+        wrong = _elsewhere(url)
+    else:
+        place = journal_path(storage, folder) if url is None else Path(url.database or "")
+        inside = place.resolve().is_relative_to(folder.resolve())
+        # A query can make SQLite read the path as an address.
+        wrong = None if inside and not (url is not None and url.query) else f"a file outside of {folder}"
+    if wrong:
+        raise UserError(f"{source}: storage={shown(storage, folder)}: {wrong}; if you trust it, type storage= yourself")
+
+
+def _elsewhere(url: URL) -> str | None:
+    """What is wrong with a stranger's database: drivers take more than a host from the query, a service or a file."""
+    if further := set(url.query) - {"host", "port"}:
+        return f"{', '.join(sorted(further))} may lead anywhere"
+    asked = url.query.get("host", ())
+    hosts = [url.host or "", *(asked.split(",") if isinstance(asked, str) else asked)]
+    if all(not host or host in LOCAL or (host.startswith("/") and "," not in host) for host in hosts):
+        return None
+    return "another machine, which would be told of every trial"
 
 
 def connect(storage: str | None, folder: Path) -> BaseStorage:
