@@ -43,7 +43,14 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, labels, softcap, smoothing, rows):
         wanted = ctx.needs_input_grad[:3]
-        grads = [torch.zeros_like(x) if want else None for x, want in zip((hidden, weight, bias), wanted, strict=True)]
+        given = (hidden, weight, bias)
+        # Over the chunks the sums run in float32: bfloat16 would lose what is small beside a sum.
+        summed = torch.promote_types(weight.dtype, torch.float32)
+        kinds = (hidden.dtype, summed, summed)
+        grads = [
+            torch.zeros_like(x, dtype=kind) if want else None
+            for x, kind, want in zip(given, kinds, wanted, strict=True)
+        ]
         loss = hidden.new_zeros(2, dtype=torch.float32)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
@@ -58,7 +65,7 @@ class _Chunked(torch.autograd.Function):
                 if slope is not None:
                     change.addcmul_(change * slope, slope, value=-1)  # times 1 - tanh^2
                 _add_gradients(grads, change.to(raw.dtype), hidden[part], weight, part)
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(*(g if g is None else g.to(x.dtype) for g, x in zip(grads, given, strict=True)))
         true, objective = loss[0].clone(), loss[1].clone()
         ctx.mark_non_differentiable(true)
         return true, objective

@@ -81,6 +81,29 @@ def test_under_autocast_it_is_the_loss_of_float32_logits() -> None:
         torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
 
 
+def test_many_chunks_in_bfloat16_are_as_near_as_autograd() -> None:
+    """With every weight in bfloat16 (precision=bf16-true) a sum kept in it would soon take up nothing more."""
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.rand(4096, 8, generator=random) + 0.5  # of one sign: the sums grow
+    weight = torch.randn(5, 8, generator=random) / 8
+    labels = torch.randint(0, 2, (4096,), generator=random)
+
+    def gradient(dtype: torch.dtype, loss) -> torch.Tensor:
+        leaf = weight.to(torch.bfloat16).to(dtype).requires_grad_()
+        loss(hidden.to(torch.bfloat16).to(dtype), leaf).backward()
+        return leaf.grad.double()
+
+    def plain(rows: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(
+            F.linear(rows, leaf).to(torch.promote_types(leaf.dtype, torch.float32)), labels, reduction="sum"
+        )
+
+    true = gradient(torch.float64, plain)
+    chunked = gradient(torch.bfloat16, lambda rows, leaf: vocabulary_loss(rows, leaf, labels, chunk=1)[1])
+    off = [(found - true).norm() / true.norm() for found in (chunked, gradient(torch.bfloat16, plain))]
+    assert off[0] < 2 * off[1]
+
+
 def test_memory_is_that_of_a_chunk() -> None:
     """What autograd keeps until the backward pass: gradients, but no logits."""
     hidden, weight = torch.randn(2000, 8, requires_grad=True), torch.randn(4000, 8, requires_grad=True)
