@@ -95,7 +95,7 @@ class TransformerConfig:
             value = getattr(self, field.name)
             if field.type is bool and not isinstance(value, bool):
                 raise UserError(f"model.{field.name}={value}; type model.{field.name}=true or model.{field.name}=false")
-        if self.compile not in COMPILE:
+        if not isinstance(self.compile, bool | str) or self.compile not in COMPILE:  # 1 == True
             raise UserError(f"model.compile={self.compile}; it can be false, true, reduce-overhead or max-autotune")
         if self.packed_attention == "flex" and (self.dropout or self.positions in ("alibi", "t5")):
             raise UserError(

@@ -49,4 +49,6 @@ def test_what_it_does_not_know_is_refused(make) -> None:
 def test_modes_of_compile_are_words(make) -> None:
     with pytest.raises(UserError, match="reduce-overhead or max-autotune"):
         make("encoder", compile="reduce_overhead")
+    with pytest.raises(UserError, match=r"model\.compile=1; it can be false, true"):
+        make("encoder", compile=1)  # equal to true, and no mode that torch knows
     assert make("encoder", compile="reduce-overhead")  # compiles when it is first called
