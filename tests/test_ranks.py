@@ -26,7 +26,8 @@ OPTIONS = [
     *["trainer.devices=2", "task._target_=faulty.Faulty", "allow_targets=faulty"],
 ]
 FAULTY = """
-import os, signal, time
+import math, os, signal, time
+from pathlib import Path
 import torch
 from lit_tfm.tasks.masked_lm import MaskedLM
 
@@ -34,7 +35,10 @@ class Faulty(MaskedLM):
     def step(self, batch):
         kind, rank, step = os.environ["FAULT"].split()
         if self.training and self.global_rank == int(rank) and self.trainer.global_step == int(step):
+            if kind == "poison":
+                self.model.blocks[0].feed_forward.down.weight.detach().to_local()[0] = math.nan
             if kind == "hang":
+                Path(__file__).with_name("hangs").touch()
                 time.sleep(3600)
             if kind == "raise":
                 raise ValueError("a defect")
@@ -67,10 +71,13 @@ class Ranks:
         output, errors = process.communicate(timeout=300)
         return process.returncode, output, errors
 
-    def run_both(self, fault: str, *options: str) -> list[tuple[int, str]]:
+    def start_both(self, fault: str, *options: str) -> list[subprocess.Popen]:
         port = str(launch.free_port())
         place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        ranks = [self.start(fault, *options, RANK=str(r), LOCAL_RANK=str(r), **place) for r in range(2)]
+        return [self.start(fault, *options, RANK=str(r), LOCAL_RANK=str(r), **place) for r in range(2)]
+
+    def run_both(self, fault: str, *options: str) -> list[tuple[int, str]]:
+        ranks = self.start_both(fault, *options)
         return [(rank.returncode, errors) for rank in ranks for _, errors in [rank.communicate(timeout=300)]]
 
     def summary(self) -> dict:
@@ -96,6 +103,33 @@ def test_the_rank_that_hangs_is_named(ranks) -> None:
     assert "faulty.py" in ended[1][1]  # its stack
     assert "--- rank 0, step 3, backward pass" in ended[0][1]
     assert ranks.summary()["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_speaks_for_itself_where_the_store_is_gone(ranks) -> None:
+    """As where the machine of rank 0 is lost: it holds the store through which the ranks talk."""
+    processes = ranks.start_both("hang 1 2", "watchdog=8s")
+    while not (ranks.folder.parent / "hangs").exists():
+        assert processes[1].poll() is None
+        time.sleep(0.05)
+    processes[0].kill()
+    processes[0].communicate()
+    _, errors = processes[1].communicate(timeout=120)
+    assert processes[1].returncode == HUNG, errors
+    assert "--- rank 1, step 3, forward pass" in errors
+    told = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1, errors
+    assert told[0].startswith("error: the run hangs: nothing was done for 8 s; it is at step 3, forward pass, in ")
+    assert "rank 1 can't ask the others" in told[0]
+    assert ranks.summary()["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_weight_that_is_not_finite_in_one_shard_is_named(ranks) -> None:
+    """The other rank has none: it computes the step again all the same, and must not be left alone in it."""
+    status, _, errors = ranks.run("poison 1 2", "trainer=fsdp", "trainer.devices=2", "task.bad_steps=2", "watchdog=20s")
+    assert status == 2, errors
+    assert "it appears first in the weight model.blocks.0.feed_forward.down.weight (rank 1" in errors
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -126,16 +127,26 @@ class Watch(threading.Thread):
     def _end(self) -> None:
         """Every rank writes down its stack, one of them says what is known; then all end."""
         try:
-            if self.store is not None:
-                self.store.set(f"{self.key}/hung", "1")
+            with suppress(RuntimeError):  # the store is gone, as _speak will find
+                self._mark("hung")
             dump_stacks(f"rank {self.rank}, {self.owner.where.tell()}")
-            if self.store is None or self._gathered():
-                finish_within(5, self.owner.tell, sentence(self._places(), self._answering, self.owner.limit))
-                self._mark("told")
-            else:
-                self._wait_for(["told"], 5)
+            try:
+                self._speak()
+            except RuntimeError:  # so each rank that is left speaks for itself
+                own = Place(self.owner.where.count, self.beat, self.owner.where.tell())
+                told = sentence({self.rank: own}, {self.rank: innermost()}, self.owner.limit)
+                lost = f"; rank {self.rank} can't ask the others: the process through which they met is gone"
+                finish_within(5, self.owner.tell, told + lost)
         finally:
             os._exit(HUNG)
+
+    def _speak(self) -> None:
+        """By the first rank to come here. Raises RuntimeError where the store went with the process that held it."""
+        if self.store is None or self._gathered():
+            finish_within(5, self.owner.tell, sentence(self._places(), self._answering, self.owner.limit))
+            self._mark("told")
+        else:
+            self._wait_for(["told"], 5)
 
     def _gathered(self) -> bool:
         """Wait until all stacks are written, or long enough; whether this rank is the one to speak."""

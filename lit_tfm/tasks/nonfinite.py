@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lit_tfm.tasks.base import Task
 
 SHOWN = 16  # sample numbers
+WEIGHT = "the weight"
 
 
 class NonFiniteLoss(RuntimeError):
@@ -54,12 +55,14 @@ def origin(task: "Task", batches: list[tuple[dict, int]]) -> str:
     told = None
     if found:
         layer, number = found[0]
-        told = f"it appears first in {layer} (rank {task.global_rank}, {samples(task, number)})"
+        told = layer, f"it appears first in {layer} (rank {task.global_rank}, {samples(task, number)})"
     ranks = [told]
     if dist.is_initialized():
         ranks = [None] * dist.get_world_size()
         dist.all_gather_object(ranks, told)
-    return next((one for one in ranks if one), "computed again, all of it is finite")
+    # A weight that is bad in the shard of one rank makes outputs bad in all.
+    first = min(filter(None, ranks), key=lambda one: not one[0].startswith(WEIGHT), default=None)
+    return first[1] if first else "computed again, all of it is finite"
 
 
 def samples(task: "Task", micro_step: int) -> str:
@@ -75,9 +78,8 @@ def samples(task: "Task", micro_step: int) -> str:
 
 def first_bad_layer(task: "Task", batch: dict, micro_step: int) -> str | None:
     """Name of the first weight, layer output or gradient that is not finite; None where all are."""
-    for name, parameter in task.named_parameters():
-        if not finite(parameter):
-            return f"the weight {name}"
+    # Computed in any case: under FSDP all ranks have to, and the shards of another may all be finite.
+    weight = next((name for name, parameter in task.named_parameters() if not finite(parameter)), None)
     outputs: list[str] = []
     called: list[str] = []
     hooks = [m.register_forward_hook(watch(name, outputs, called)) for name, m in task.named_modules() if name]
@@ -91,6 +93,8 @@ def first_bad_layer(task: "Task", batch: dict, micro_step: int) -> str | None:
     finally:
         for hook in hooks:
             hook.remove()
+    if weight is not None:
+        return f"{WEIGHT} {weight}"
     if outputs:
         return f"the output of {outputs[0]}"
     if not finite(loss):
