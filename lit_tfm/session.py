@@ -114,7 +114,6 @@ class Session:
         """The step to go on at. Raises UserError where the data, the tokenizer or the weights are not the run's."""
         forced = bool(self.cfg.get("resume_force"))
         check_same_run(self.cfg, RunFolder.open(self.resume.parent.parent), parts.data.records())
-        parts.task.keeps_options = forced
         return resume_checkpoint(self.resume, parts.task, forced)
 
     # ---- memory --------------------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from interruption import Crash, Interrupt
 from omegaconf import OmegaConf
 
 from lit_tfm import config, launch
+from lit_tfm.callbacks.checkpoint_files import read
 from lit_tfm.errors import UserError
 from lit_tfm.resuming import differences
 from lit_tfm.runs import RunFolder
@@ -96,6 +98,18 @@ def test_force_goes_on_with_what_was_typed(run, mlm) -> None:
     train(config.compose([f"resume={folder}", "trainer.max_steps=9"]), quiet=True)
     with pytest.raises(UserError, match=r"seed: 1 there, 3 here"):  # force was for once
         train(config.compose([f"resume={folder}", "seed=3", "trainer.max_steps=9"]), quiet=True)
+
+
+def test_what_was_typed_outlives_a_crash_before_the_next_checkpoint(run, mlm) -> None:
+    """config.yaml says 0.005 by then, and the newest checkpoint is still one of 0.02."""
+    folder = run(*mlm, "schedule=constant", "schedule.warmup=0").folder
+    typed = [f"resume={folder}", "trainer.max_steps=8", "optimizer.lr=0.005", "optimizer.weight_decay=0.3"]
+    with pytest.raises(Crash):
+        train(config.compose([*typed, "resume_force=true"]), quiet=True, callbacks=[Interrupt("step@7", "crash")])
+    assert train(config.compose([f"resume={folder}", "trainer.max_steps=8"]), quiet=True).summary["steps"] == 8
+    assert learning_rates(folder) == {**dict.fromkeys(range(1, 7), 0.02), 7: 0.005, 8: 0.005}
+    groups = read(folder / "checkpoints" / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert {group["name"]: group["weight_decay"] for group in groups}["matrices"] == 0.3
 
 
 @pytest.mark.parametrize(

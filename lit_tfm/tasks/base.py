@@ -90,7 +90,8 @@ class Task(LightningModule):
         self.progress = Progress(max_steps=1)
         self.seed = 0
         self.flops_per_token: float | None = None
-        self.keeps_options = False  # the optimizer's options are the config's, also where a checkpoint has others
+        self._options: list[dict[str, Any]] = []  # of each group of the optimizer, as the config has them
+        self._options_then: list[dict[str, Any]] | None = None  # as the checkpoint gone on from had them, if it says
         self.stop_wanted = False  # by a signal to this rank
         self.stop_agreed = False  # by a signal to some rank, known to all since the last optimizer step
         self.measured: dict[str, float] = {}  # the last validation's or test's metrics, "val/loss" ..., exact
@@ -324,9 +325,14 @@ class Task(LightningModule):
         return optimizer
 
     def on_train_start(self) -> None:
-        if self.keeps_options:
-            for group, own in zip(self.trainer.optimizers[0].param_groups, self._options, strict=True):
-                group.update(own)
+        """Where the config was another one at the checkpoint, its options win over those that came with it.
+
+        Only what the config has changed: some optimizers keep what they have learnt among their options (Prodigy).
+        """
+        groups = self.trainer.optimizers[0].param_groups
+        before = self._options_then or [{}] * len(groups)
+        for group, then, now in zip(groups, before, self._options, strict=True):
+            group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
 
     def configure_model(self) -> None:
         """Shard under FSDP2: every block its own group, the rest (embedding, heads, norms) with the root."""
@@ -341,10 +347,12 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         self.settle()
-        checkpoint["lit_tfm"] = {"progress": self.progress.state(), "tokenizer": self.facts.tokenizer.hash}
+        kept = {"progress": self.progress.state(), "tokenizer": self.facts.tokenizer.hash, "options": self._options}
+        checkpoint["lit_tfm"] = kept
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.progress.restore(checkpoint["lit_tfm"]["progress"])
+        self._options_then = checkpoint["lit_tfm"].get("options")
 
 
 def manual_seed(seed: int, device: torch.device) -> None:

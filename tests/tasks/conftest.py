@@ -75,8 +75,8 @@ class Toolbox:
         sampler = StepSampler(plan, rank, world, accumulate if train else 1, endless=train)
         return DataLoader(Rows(rows), batch_sampler=sampler, collate_fn=collator, generator=torch.Generator())
 
-    def fit(self, task, rows, steps, batch_size, accumulate=1, validation=None, seed=11, **options):
-        """Train `steps` optimizer steps, then validate; the trainer. `options` go to the Trainer.
+    def fit(self, task, rows, steps, batch_size, accumulate=1, validation=None, seed=11, resume=None, **options):
+        """Train `steps` optimizer steps, then validate; the trainer. `options` go to the Trainer, `resume` to its fit.
 
         Under torchrun every rank gets its share.
         """
@@ -103,7 +103,8 @@ class Toolbox:
         )
         train = self.loader(rows, collator, batch_size, accumulate, rank, world)
         held_out = rows if validation is None else validation
-        trainer.fit(task, train, self.loader(held_out, collator, batch_size, 1, rank, world, train=False))
+        evaluated = self.loader(held_out, collator, batch_size, 1, rank, world, train=False)
+        trainer.fit(task, train, evaluated, ckpt_path=resume, weights_only=True)
         return trainer
 
 

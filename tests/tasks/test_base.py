@@ -104,3 +104,31 @@ def test_progress_is_kept_in_checkpoints(tools, tmp_path):
     assert other.progress.tokens == task.progress.tokens == 2 * sum(11 + i for i in range(8))
     assert other.progress.targets == task.progress.targets
     assert saved["lit_tfm"]["tokenizer"] == tools.tokenizer.hash
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_of_a_checkpoints_options_only_those_the_config_has_changed_are_replaced(tools, tmp_path, decay):
+    """Prodigy and schedule-free optimizers keep what they have learnt among their options."""
+
+    def make(named_parameters, weight_decay):
+        optimizer = sgd(named_parameters)
+        optimizer.param_groups[0] |= {"distance": 1e-6, "weight_decay": weight_decay}
+        return optimizer
+
+    class Estimate(Callback):
+        def on_train_batch_start(self, trainer, task, batch, batch_idx):
+            seen.append(dict(trainer.optimizers[0].param_groups[0]))
+            trainer.optimizers[0].param_groups[0]["distance"] += 1.0
+
+    def task(decay):
+        made = tools.task(CausalLM, "decoder")
+        made.make_optimizer = partial(make, weight_decay=decay)
+        return made
+
+    seen = []
+    trainer = tools.fit(task(0.0), blocks(tools), steps=2, batch_size=8, callbacks=[Estimate()])
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    seen.clear()
+    tools.fit(task(decay), blocks(tools), steps=3, batch_size=8, callbacks=[Estimate()], resume=tmp_path / "a.ckpt")
+    assert seen[0]["distance"] == 1e-6 + 2
+    assert seen[0]["weight_decay"] == decay
