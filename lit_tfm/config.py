@@ -39,6 +39,8 @@ CONF = ROOT / "conf"
 TARGET_GROUPS = ("model", "task", "data", "tokenizer", "optimizer", "schedule", "callbacks", "logger")
 _PARAMETER = re.compile(rf"({'|'.join(TARGET_GROUPS)})\.[\w.]+=")
 _HOME = re.compile(r"^([\w.]+=)~(?=/|$)")  # a shell leaves it alone behind `key=`
+# Hydra makes numbers of names such as 2024 and 2024_11, and true of on.
+_PATH = re.compile(r"^((?:output_dir|resume|init_from|cache_dir|data\.path|tokenizer\.path)=)(?!(?i:null)$)([\w.+-]+)$")
 # No way out of outputs/, and nothing that a terminal or a page obeys.
 _RUN_NAME = re.compile(r"(?!\.)[\w .,+=@()-]+(/(?!\.)[\w .,+=@()-]+)*")
 _EXPERIMENT = re.compile(r"^experiment=(['\"]?[^'\"]+\.ya?ml['\"]?)$")
@@ -92,8 +94,8 @@ def register(path: str | Path) -> str:
 
 
 def at_home(argument: str) -> str:
-    """`key=~/x`, which a shell leaves alone, with the home folder in place."""
-    return _HOME.sub(lambda found: found.group(1) + str(Path.home()), argument)
+    """`key=~/x`, which a shell leaves alone, with the home folder in place; a path that looks like a number quoted."""
+    return _PATH.sub(r"\1'\2'", _HOME.sub(lambda found: found.group(1) + str(Path.home()), argument))
 
 
 def compose(overrides: Iterable[str] = (), config_dir: str | Path | None = None) -> DictConfig:
@@ -270,6 +272,9 @@ VALUES = (
     ("resume_force", bool, None, None, False),
     ("auto_batch", bool, None, None, True),
     ("cache_dir", str, None, None, False),
+    ("output_dir", str, None, None, True),
+    ("resume", str, None, None, True),
+    ("init_from", str, None, None, True),
     ("trainer.num_nodes", int, 1, None, False),
     ("trainer.max_steps", int, 1, None, True),
     ("trainer.max_epochs", float, 1e-9, None, True),

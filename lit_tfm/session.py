@@ -154,8 +154,7 @@ class Session:
         if folder := os.environ.get(launch.RUN_VARIABLE):
             self.run_folder = RunFolder(folder)
         elif self.hardware.world_size > 1 and launch.started_from_outside():
-            run = self._make_folder() if launch.rank() == 0 else None
-            self.run_folder = RunFolder(launch.from_rank_zero(str(run.path) if run else None))
+            self.run_folder = RunFolder(launch.agreed(lambda: str(self._make_folder().path)))
         return self.run_folder or self._make_folder()
 
     def _make_folder(self) -> RunFolder:
@@ -223,7 +222,8 @@ class Session:
         try:
             trainer = build_trainer(self.cfg, parts, run, step, self.callbacks)
         except UserError:
-            run.remove_if_empty()
+            if launch.rank() == 0:
+                run.remove_if_empty()
             raise
         with self._ending_recorded(run, trainer, parts.task), self._memory_explained(parts, whereabouts(trainer)):
             self._open(trainer, parts, run, resumed=step is not None)

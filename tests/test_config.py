@@ -64,6 +64,20 @@ def test_a_typo_inside_an_experiment_yaml_is_refused(tmp_path: Path, content: st
         config.compose(["experiment=mine"], config_dir=tmp_path)
 
 
+@pytest.mark.parametrize("key", ["output_dir", "resume", "init_from", "cache_dir", "data.path", "tokenizer.path"])
+@pytest.mark.parametrize("name", ["5", "2024_11", "1.50", "1e3", "on", "nan", "a+b"])
+def test_a_folder_is_called_what_was_typed(key: str, name: str) -> None:
+    """Hydra reads most of these as numbers or truths: another folder, or none."""
+    assert OmegaConf.select(config.compose([f"{key}={name}"]), key) == name
+
+
+def test_no_path_is_none(tmp_path: Path) -> None:
+    assert config.compose(["init_from=null"]).init_from is None
+    (tmp_path / "mine.yaml").write_text("init_from: 7\n")
+    with pytest.raises(UserError, match=r"init_from=7: must be a text"):
+        config.compose([f"experiment={tmp_path / 'mine.yaml'}"])
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_and_says_how_it_is_run(name: str) -> None:
     cfg = config.compose([f"experiment={name}"])

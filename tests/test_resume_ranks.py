@@ -4,6 +4,7 @@ On the same number of ranks a resumed run ends bit-identical; on another it goes
 seen, and its losses agree but for rounding. docs/reliability.md holds the table.
 """
 
+import importlib.util
 import json
 import shutil
 import signal
@@ -75,6 +76,15 @@ def test_two_ranks_resumed_as_if_nothing_had_been(pair, tmp_path, recipe, varian
     assert pair(target, recipe, variant, *words, moment=moment, end=end) == ENDS[end]
     assert pair(target, recipe, variant, *words, "resume=auto") == [0, 0]
     assert_identical(pair.whole(recipe, variant, *words), target)
+
+
+def test_what_only_rank_zero_meets_ends_every_rank_in_order(pair, tmp_path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine.txt").touch()
+    assert pair(tmp_path / "taken", "masked LM, AdamW", "plain", *DDP) == [2, 2]
+    if importlib.util.find_spec("wandb") is None:  # refused when the trainer is built, with the folder made already
+        assert pair(tmp_path / "new", "masked LM, AdamW", "plain", *DDP, "logger=[tensorboard,wandb]") == [2, 2]
+        assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
