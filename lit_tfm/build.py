@@ -109,13 +109,13 @@ def build_task(cfg: DictConfig, facts: DataFacts) -> Task:
 
 
 def make(node: DictConfig, **supplied: Any) -> Any:
-    """The node's `_target_`, called with its keys and `supplied`.
+    """The node's `_target_`, called with its keys and `supplied`. The config has been resolved (`config.resolve`).
 
     Not Hydra's `instantiate`: that reads interpolations a second time after they were checked, turns dataclasses into
     configs, copies modules, and hides a UserError in an exception of its own. Raises UserError for a `_target_` that no
     config may name.
     """
-    return targets.call(OmegaConf.to_container(node, resolve=True), node._get_full_key(""), **supplied)
+    return targets.call(OmegaConf.to_container(node), node._get_full_key(""), **supplied)
 
 
 def tokens_an_example(data: TextData) -> int:

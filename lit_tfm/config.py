@@ -27,7 +27,7 @@ from yaml import YAMLError
 
 from lit_tfm import targets
 from lit_tfm.errors import UserError, nearest
-from lit_tfm.foreign import check_defaults, check_references, load_config
+from lit_tfm.foreign import check_defaults, check_references, check_resolved, load_config
 from lit_tfm.runs import run_of
 
 _PACKAGE = Path(__file__).parent
@@ -142,14 +142,12 @@ def finish(
     chosen = {group: choices[group] for group in (*TARGET_GROUPS[:6], "experiment") if choices.get(group)}
     if chosen.get("experiment") in _files:
         chosen["experiment"] = _files[chosen["experiment"]].stem
-    try:
-        with open_dict(cfg):
-            cfg.choices = chosen
-            cfg.allow_targets = allowed  # what a yaml says of it counts for nothing
-            cfg.name = cfg.name or chosen.get("experiment") or f"{chosen.get('model')}-{chosen.get('task')}"
-        OmegaConf.resolve(cfg)
-    except COMPOSING as error:  # ${name} of nothing
-        raise explain(error) from error
+    with open_dict(cfg):
+        cfg.choices = chosen
+        cfg.allow_targets = allowed  # what a yaml says of it counts for nothing
+        if not (OmegaConf.is_interpolation(cfg, "name") or cfg.name):
+            cfg.name = chosen.get("experiment") or f"{chosen.get('model')}-{chosen.get('task')}"
+    resolve(cfg)
     cfg, composed = _continued(cfg, words), cfg
     if cfg is composed and choices.get("experiment") not in _of_loggers:
         targets.allow(_typed_loggers(cfg, words))
@@ -157,6 +155,16 @@ def finish(
         check_keys(cfg)
     check_values(cfg)
     return cfg
+
+
+def resolve(cfg: DictConfig) -> None:
+    """Read every interpolation, once: afterwards there are none. Raises UserError where one can't be read, or where
+    what it reads as would be another, which whoever asks for the value next would read without a check."""
+    try:
+        OmegaConf.resolve(cfg)
+    except COMPOSING as error:  # ${name} of nothing
+        raise explain(error) from error
+    check_resolved(OmegaConf.to_container(cfg))
 
 
 def _continued(cfg: DictConfig, typed: list[str]) -> DictConfig:
@@ -175,6 +183,7 @@ def _continued(cfg: DictConfig, typed: list[str]) -> DictConfig:
     for override in overrides:
         if not override.key_or_group.startswith("hydra"):
             OmegaConf.update(old, override.key_or_group, override.value(), force_add=True)
+    resolve(old)  # what was typed may refer to other keys
     return old
 
 

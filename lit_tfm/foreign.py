@@ -45,6 +45,21 @@ def check_references(node: Any, source: Any, own_keys: bool = True) -> None:
         raise UserError(f"{source}: {node}: a yaml {allowed}; write the value, or type it on the command line")
 
 
+def check_resolved(node: Any, key: str = "") -> None:
+    """Raises UserError for a text that would be an interpolation if it were read once more.
+
+    `${a}{oc.env:TOKEN}` refers to keys only, and is another program where `a` is a `$`.
+    """
+    if isinstance(node, dict):
+        for name, value in node.items():
+            check_resolved(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, (list, tuple)):
+        for place, value in enumerate(node):
+            check_resolved(value, f"{key}[{place}]")
+    elif isinstance(node, str) and "${" in node:
+        raise UserError(f"{key}={node}: stands there after all references were read; write a text without '${{'")
+
+
 def check_defaults(entries: Any, groups: list[str], source: Any) -> None:
     """Raises UserError where a defaults list names more than options of the groups by their plain names.
 

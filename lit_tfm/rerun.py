@@ -70,7 +70,7 @@ def rerun(argv: list[str] | None = None) -> bool:
 def stored(run: RunFolder, overrides: list[str]) -> tuple[DictConfig, list[str]]:
     """The run's config under what was typed, and the keys typed. Paths that are not here are looked for where the run
     was started."""
-    from lit_tfm.config import check_keys, check_values
+    from lit_tfm.config import check_keys, check_values, resolve
     from lit_tfm.evaluation import places
     from lit_tfm.reports.repetition import found_elsewhere
     from lit_tfm.trained import config_of
@@ -79,6 +79,7 @@ def stored(run: RunFolder, overrides: list[str]) -> tuple[DictConfig, list[str]]
     values = parse(overrides)
     for key, value in values.items():
         OmegaConf.update(cfg, key, value, force_add=True)
+    resolve(cfg)
     check_keys(cfg)
     check_values(cfg)
     for key in PATHS:

@@ -67,6 +67,46 @@ def test_own_keys_and_words_may_be_referred_to(tmp_path) -> None:
     assert config.compose(["tags=['${oc.env:A_TOKEN}']"]).tags == [SECRET]  # typed by whoever starts the run
 
 
+TWO_STAGES = {
+    "one after the other": {"tags": ["$"], "TEXT": "${tags.0}{oc.env:A_TOKEN}"},
+    "two beside each other": {"tags": ["$", "{oc.env:A_TOKEN}"], "TEXT": "${tags.0}${tags.1}"},
+    "by way of another key": {"tags": ["$", "${tags.0}{oc.env:A_TOKEN}"], "TEXT": "${tags.1}"},
+    "in pieces": {"tags": ["$", "{oc.env:A_", "TOKEN}"], "TEXT": "${tags.0}${tags.1}${tags.2}"},
+}
+
+
+@pytest.mark.parametrize("key", ["callbacks.attention.text", "name", "init_from", "model.d_ff"])
+@pytest.mark.parametrize("kind", TWO_STAGES)
+def test_what_a_reference_reads_as_is_no_program(kind: str, key: str, tmp_path) -> None:
+    """Read once it is the text `${oc.env:A_TOKEN}`; whoever asked for the value next read the environment."""
+    tree = OmegaConf.create({"tags": TWO_STAGES[kind]["tags"]})
+    OmegaConf.update(tree, key, TWO_STAGES[kind]["TEXT"])
+    with pytest.raises(UserError, match="after all references were read") as caught:
+        config.compose([experiment(tmp_path, OmegaConf.to_yaml(tree))])
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", TWO_STAGES)
+def test_nor_in_a_sweep(kind: str, tmp_path) -> None:
+    tree = {"experiment": "bert_small", "space": {"optimizer.lr": {"low": 1e-4, "high": 1e-2}}}
+    tree["fixed"] = {
+        "tags": TWO_STAGES[kind]["tags"],
+        "init_from": TWO_STAGES[kind]["TEXT"].replace("tags", "fixed.tags"),
+    }
+    tree["fixed"]["tags"] = [text.replace("${tags", "${fixed.tags") for text in tree["fixed"]["tags"]]
+    for text in (OmegaConf.to_yaml(tree), OmegaConf.to_yaml(tree).replace("${", "\\${").replace("fixed.tags", "tags")):
+        (tmp_path / "s.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"a yaml may refer to keys|after all references were read") as caught:
+            settings.load([f"sweep={tmp_path / 's.yaml'}"])
+        assert SECRET not in str(caught.value)
+
+
+def test_a_dollar_is_a_letter(tmp_path) -> None:
+    tags = ["$", "costs 5$", "^a$", "$HOME", "{a}", "$ ${seed}", "${seed}$", "${name}{b}"]
+    given = OmegaConf.to_yaml(OmegaConf.create({"name": "x", "tags": tags}))
+    assert config.compose([experiment(tmp_path, given)]).tags == [*tags[:5], "$ 1", "1$", "x{b}"]
+
+
 def test_what_is_checked_is_what_is_called(tmp_path) -> None:
     """One interpolation, two meanings: in the whole config it is harmless, in the node alone it is a call."""
     touched = tmp_path / "touched"

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lit_tfm import trained
-from lit_tfm.config import check_keys, check_values, loosen
+from lit_tfm.config import check_keys, check_values, loosen, resolve
 from lit_tfm.errors import UserError, nearest
 from lit_tfm.hardware import Hardware, choose
 from lit_tfm.runs import RunFolder
@@ -56,6 +56,7 @@ def open_subject(folder: str | Path, checkpoint: str | None = None, overrides: t
     task, weights = trained.load(run, checkpoint)
     for key, value in typed.items():
         OmegaConf.update(cfg, key, value, force_add=True)
+    resolve(cfg)
     check_keys(cfg)
     check_values(cfg)
     hardware, notes = hardware_for(cfg, typed)

@@ -248,6 +248,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         loaded = OmegaConf.load(path)
         check_references(OmegaConf.to_container(loaded), path)
         raw = OmegaConf.to_container(loaded, resolve=True)
+        check_references(raw, path)  # `${a}{oc.env:TOKEN}`, where a is a $, would be read once more with each trial
     except (OSError, UnicodeDecodeError, *config.COMPOSING) as error:
         raise UserError(f"{path}: can't be read: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or not raw:
