@@ -167,7 +167,7 @@ def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> Result:
     folder = Path(cfg.output_dir)
     if (ended := _ended(folder)) is not None:
         return ended
-    cfg.resume = str(folder) if prepare(folder, cfg.trainer.accumulate) else None
+    cfg.resume = str(folder) if prepare(folder) else None
     processes = hardware.choose(cfg.trainer).devices
     if processes > 1:  # they get their callbacks from the environment
         os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))

@@ -13,8 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from lit_tfm.runs import BESIDE, RunFolder
 from lit_tfm.search.holders import birth, machine, sign_file
 from lit_tfm.search.outcomes import read_json
@@ -74,17 +72,15 @@ def end_group(pid: int) -> None:
             continue
 
 
-def prepare(folder: Path, accumulate: int | None) -> Path | None:
-    """Make the run's folder ready: its checkpoint to go on from, or None where it starts from the beginning.
+def prepare(folder: Path) -> Path | None:
+    """Make the run's folder ready: itself where it has a checkpoint to go on from, or None where it starts anew.
 
-    A checkpoint counts batches, so one of another accumulation (after an out-of-memory) does not fit. What an attempt
-    left that never came to a checkpoint is of no use to the next, and two runs' metrics must not mix.
+    What an attempt left that never came to a checkpoint is of no use to the next, and two runs' metrics must not mix.
     """
     folder.mkdir(parents=True, exist_ok=True)
     run = RunFolder(folder)
     # Any: killed in the middle of a save, only previous.ckpt has its name.
-    there = any((run / "checkpoints").glob("[!.]*.ckpt")) and (run / "config.yaml").exists()
-    if there and accumulate in (None, OmegaConf.select(run.config(), "trainer.accumulate")):
+    if any((run / "checkpoints").glob("[!.]*.ckpt")) and (run / "config.yaml").exists():
         return folder
     for entry in folder.iterdir():
         if entry.name not in BESIDE:

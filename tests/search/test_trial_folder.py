@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from lit_tfm.search import trial_folder
 from lit_tfm.search.holders import birth, machine
 
@@ -69,17 +71,19 @@ def left_behind(folder: Path, checkpoint: bool) -> None:
         (folder / name).write_text("{}")
 
 
-def test_a_checkpoint_is_gone_on_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_checkpoint_is_gone_on_with(tmp_path: Path, accumulate: int) -> None:
+    """Also one of other micro-batches, which `auto_batch` writes into config.yaml: it fits."""
     left_behind(tmp_path, checkpoint=True)
-    assert trial_folder.prepare(tmp_path, accumulate=1) == tmp_path
+    (tmp_path / "config.yaml").write_text(f"trainer: {{accumulate: {accumulate}}}\n")
+    assert trial_folder.prepare(tmp_path) == tmp_path
     assert (tmp_path / "metrics.csv").exists()
 
 
-def test_without_one_or_with_another_accumulation_it_starts_again_and_the_sweeps_own_files_stay(tmp_path: Path) -> None:
-    for name, checkpoint, accumulate in (("none", False, 1), ("other", True, 2)):
-        left_behind(tmp_path / name, checkpoint)
-        assert trial_folder.prepare(tmp_path / name, accumulate) is None
-        assert {path.name for path in (tmp_path / name).iterdir()} == {"trial.json", "log.txt", "error.txt", ".lock"}
+def test_without_one_it_starts_again_and_the_sweeps_own_files_stay(tmp_path: Path) -> None:
+    left_behind(tmp_path, checkpoint=False)
+    assert trial_folder.prepare(tmp_path) is None
+    assert {path.name for path in tmp_path.iterdir()} == {"trial.json", "log.txt", "error.txt", ".lock"}
 
 
 def test_the_tail_of_a_log_begins_where_the_attempt_did(tmp_path: Path) -> None:
