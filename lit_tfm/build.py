@@ -205,7 +205,31 @@ def build_loggers(cfg: DictConfig, task: Task, run: RunFolder, resume_step: int 
             f"logger={','.join(nodes)}: a package it needs is not installed; "
             f"pip install 'lit_tfm[{next(reversed(nodes))}]'"
         ) from error
+    for name, logger in zip(nodes, chosen, strict=True):
+        _keep_inside(logger, f"logger.{name}", run.path)
     return [MetricsCsv(run / "metrics.csv", task.progress, resume_step), *chosen]
+
+
+def _keep_inside(logger: Logger, path: str, folder: Path) -> None:
+    """Raises UserError for a logger that would write outside of the run, and remove what is in its way there.
+
+    Lightning joins save_dir, name, version and sub_dir: an absolute one wins, and `$TOKEN` is read from the
+    environment. So far nothing is written: a logger makes its folder with the first number.
+    """
+    module = type(logger).__module__
+    if targets.trusted(module):
+        return
+    parts = {key: str(getattr(logger, key, None)) for key in ("name", "version", "sub_dir")}
+    wrong = [f"{key}={value}" for key, value in parts.items() if "$" in value]
+    if not wrong:
+        places = [getattr(logger, key, None) for key in ("save_dir", "root_dir", "log_dir")]
+        inside = folder.resolve()
+        wrong = [str(place) for place in places if place and not Path(place).resolve().is_relative_to(inside)]
+    if wrong:
+        raise UserError(
+            f"{path}: {wrong[0]}: it would write outside of the run's folder; leave out what names its place, or, if "
+            f"you trust it, type allow_targets={module}"
+        )
 
 
 def build_callbacks(cfg: DictConfig, parts: Parts, run: RunFolder, where: Whereabouts) -> list[Callback]:

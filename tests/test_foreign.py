@@ -1,7 +1,9 @@
 """Yamls of somebody else: experiments, sweeps and run folders that reach for secrets, files, other machines or code."""
 
 import contextlib
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -13,6 +15,7 @@ from lit_tfm.search import settings
 from lit_tfm.trained import config_of
 
 SECRET = "hf_secret_of_a_user"
+Task = partial(SimpleNamespace, progress=None)
 MLFLOW = {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "http://127.0.0.1:9"}
 
 
@@ -191,6 +194,64 @@ def test_no_part_writes_to_another_machine(key: str) -> None:
     kind = "callbacks.ModelCheckpoint" if key == "dirpath" else "loggers.CSVLogger"
     with pytest.raises(UserError, match="on another machine"):
         build.make(OmegaConf.create({"_target_": f"lightning.pytorch.{kind}", key: "memory://x"}))
+
+
+LIGHTNINGS = "lightning.pytorch.loggers."
+BOARD = "lit_tfm.callbacks.tensorboard.Board"
+
+
+@pytest.mark.parametrize(
+    ("logger", "places"),
+    [
+        (f"{LIGHTNINGS}CSVLogger", {"name": "{mine}", "version": ""}),
+        (f"{LIGHTNINGS}CSVLogger", {"name": "", "version": "{mine}"}),
+        (f"{LIGHTNINGS}CSVLogger", {"name": "..", "version": "mine"}),
+        (f"{LIGHTNINGS}CSVLogger", {"save_dir": "{mine}", "name": "", "version": ""}),
+        (f"{LIGHTNINGS}TensorBoardLogger", {"name": "{mine}"}),
+        (f"{LIGHTNINGS}TensorBoardLogger", {"sub_dir": "{mine}"}),
+        (f"{LIGHTNINGS}TensorBoardLogger", {"sub_dir": "../../../mine"}),
+        (f"{LIGHTNINGS}TensorBoardLogger", {"name": "$A_TOKEN"}),
+        (BOARD, {"name": "", "version": "x$A_TOKEN"}),
+        (BOARD, {"name": "", "version": "", "sub_dir": "$MINE"}),
+    ],
+)
+def test_a_logger_stays_in_the_run(logger: str, places: dict, tmp_path, monkeypatch) -> None:
+    """Lightning's join an absolute name, and remove the metrics.csv that lies there."""
+    mine, run = tmp_path / "mine", RunFolder(tmp_path / "run")
+    for folder in (mine, run.path):
+        folder.mkdir()
+    (mine / "metrics.csv").write_text("precious")
+    monkeypatch.setenv("MINE", str(mine))
+    node = {"_target_": logger, **{key: value.replace("{mine}", str(mine)) for key, value in places.items()}}
+    with pytest.raises(UserError, match=r"logger.x: .* outside of the run's folder.* type allow_targets=l") as caught:
+        build.build_loggers(OmegaConf.create({"logger": {"x": node}}), Task(), run, None)
+    assert SECRET not in str(caught.value)
+    assert (list(run.path.iterdir()), (mine / "metrics.csv").read_text()) == ([], "precious")
+    targets.allow([str(caught.value).rpartition("=")[2]])
+    assert build.build_loggers(OmegaConf.create({"logger": {"x": node}}), Task(), run, None)
+
+
+def test_a_logger_in_the_run_is_made(tmp_path) -> None:
+    nodes = {
+        "a": {"_target_": f"{LIGHTNINGS}CSVLogger"},
+        "b": {"_target_": f"{LIGHTNINGS}TensorBoardLogger", "name": "tb", "version": 3, "sub_dir": "a/b"},
+        "c": {"_target_": "lit_tfm.callbacks.tensorboard.tensorboard"},
+    }
+    made = build.build_loggers(OmegaConf.create({"logger": nodes}), Task(), RunFolder(tmp_path), None)
+    folders = [tmp_path / "lightning_logs" / "version_0", tmp_path / "tb" / "version_3" / "a" / "b", tmp_path]
+    assert [Path(logger.log_dir) for logger in made[1:]] == folders
+
+
+@pytest.mark.parametrize("group", ["logger", "callbacks", "model.d_ff"])
+def test_no_config_makes_what_cuts_a_file(group: str, tmp_path) -> None:
+    mine = tmp_path / "mine.csv"
+    mine.write_text("precious")
+    node = {"_target_": "lit_tfm.callbacks.metrics_csv.MetricsCsv", "path": str(mine), "progress": None}
+    tree = OmegaConf.create({"model": {"_target_": "lit_tfm.models.encoder.Encoder"}})
+    OmegaConf.update(tree, f"{group}.x", {**node, "resume_step": 0})
+    with pytest.raises(UserError, match="a config may name only"):
+        build.make(tree[group.partition(".")[0]])
+    assert mine.read_text() == "precious"
 
 
 # ---- sweeps ----------------------------------------------------------------------------------------------------
