@@ -5,6 +5,7 @@ Every figure is a process of its own (gpu_contestants.py), so that none finds an
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -60,21 +61,30 @@ class Runs:
         given += ["--tiny"] * self.args.tiny + ["--profile"] * self.args.profile + ["--syncs"] * self.args.syncs
         given += ["--nanogpt", self.args.nanogpt] if self.args.nanogpt else []
         command = [sys.executable, CHILD, *given, *options]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+        one = {"CUDA_VISIBLE_DEVICES": "0", **os.environ}  # of several, Trainer would take all
+        done = subprocess.run(list(map(str, command)), env=one, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{side} on {name}: exit status {done.returncode}\n{done.stderr[-4000:]}")
         found = json.loads(done.stdout.splitlines()[-1])
-        return None if found.get("out_of_memory") else found
+        fits = not found.get("out_of_memory")
+        said = f"{found['tokens_per_second']:,.0f} tokens/s" if fits else "out of memory"
+        print(f"{side} on {name}: {said} ({' '.join(options)})", file=sys.stderr)  # should a later one fail
+        return found if fits else None
 
     def largest_batch(self, side: str, name: str, *options: str) -> int:
-        """The batch with the most tokens/s: doubled until that grows by less than 2 %, or memory ends."""
-        batch, best, rate = work_of(name, self.args.tiny, None).batch, 0, 0.0
-        while (found := self.measure(side, name, "--batch", str(batch), *options)) is not None:
-            if found["tokens_per_second"] < 1.02 * rate:
+        """The batch with the most tokens/s: halved until it fits, or doubled until that grows by less than 2 %, or
+        memory ends."""
+        batch, best, rate, too_large = work_of(name, self.args.tiny, None).batch, 0, 0.0, None
+        while batch != too_large:
+            found = self.measure(side, name, "--batch", str(batch), *options)
+            if found is not None and found["tokens_per_second"] >= 1.02 * rate:
+                batch, best, rate = 2 * batch, batch, found["tokens_per_second"]
+            elif found is None and not best and batch > 1:
+                batch, too_large = batch // 2, batch
+            else:
                 break
-            batch, best, rate = 2 * batch, batch, found["tokens_per_second"]
         if not best:
-            raise SystemExit(f"{side} on {name}: a batch of {batch} does not fit; type --batch with a smaller one")
+            raise SystemExit(f"{side} on {name}: not even a batch of {batch} fits")
         return best
 
 

@@ -63,6 +63,32 @@ def test_an_error_that_is_not_of_memory_stays_one(contestant, monkeypatch) -> No
         contestant("gpt2_124m", "--steps", "2", "--warmup", "1")
 
 
+@pytest.mark.parametrize(
+    ("rates", "best", "tried"),
+    [
+        ({32: 100, 64: 150, 128: 151}, 64, [32, 64, 128]),  # hardly faster
+        ({32: 100, 64: 150}, 64, [32, 64, 128]),  # no more memory
+        ({8: 50, 4: 40}, 8, [32, 16, 8]),
+        ({}, None, [32, 16, 8, 4, 2, 1]),
+    ],
+)
+def test_the_largest_batch_is_looked_for_in_both_directions(monkeypatch, tmp_path, rates, best, tried) -> None:
+    asked = []
+
+    def measure(self, side: str, name: str, *options: str) -> dict | None:
+        asked.append(int(options[options.index("--batch") + 1]))
+        return {"tokens_per_second": rates[asked[-1]]} if asked[-1] in rates else None
+
+    monkeypatch.setattr(gpu_runs.Runs, "measure", measure)
+    runs = gpu_runs.Runs(tmp_path, argparse.Namespace(tiny=False))
+    if best is None:
+        with pytest.raises(SystemExit, match="not even a batch of 1"):
+            runs.largest_batch("ours", "gpt2_124m")
+    else:
+        assert runs.largest_batch("ours", "gpt2_124m") == best
+    assert asked == tried
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORKS)
 def test_throughput_runs(name) -> None:
