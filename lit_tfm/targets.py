@@ -138,19 +138,47 @@ def _called(node: Any, path: str, supplied: dict[str, Any]) -> Any:
     if "_target_" not in node:
         return {**given, **{key: node[key] for key in SPECIAL if key in node}}
     made = find(node["_target_"], path)
+    args = _called(node.get("_args_", []), f"{path}._args_", {})
     for key, value in given.items():
         if key.startswith("_"):
             raise UserError(f"{path}.{key}={value}: of such keys there are {', '.join(SPECIAL)}")
-        away = isinstance(value, str) and "://" in value and _PLACE.search(key)
-        if away and not trusted(made.__module__):
-            module = made.__module__
-            raise UserError(f"{path}.{key}={value}: on another machine; if you trust it, type allow_targets={module}")
-        if _under(made.__module__, OWN):
-            _check_kind(made, key, value, f"{path}.{key}")
-    args = _called(node.get("_args_", []), f"{path}._args_", {})
+        _check_value(made, key, value, f"{path}.{key}")
+    for place, (key, value) in enumerate(_positional(made, args, path)):
+        if key in given or key in supplied:
+            raise UserError(f"{path}._args_[{place}]={value}: {key}, which is given by its name as well; leave one out")
+        _check_value(made, key, value, f"{path}._args_[{place}]")
     if node.get("_partial_"):
         return partial(made, *args, **{**given, **supplied})
     return made(*args, **{**given, **supplied})
+
+
+def _positional(made: Any, args: Any, path: str) -> list[tuple[str, Any]]:
+    """The parameters that `_args_` go to, and their values."""
+    if not isinstance(args, list):
+        raise UserError(f"{path}._args_={args}: a list is needed")
+    if not args:
+        return []
+    parameters = inspect.signature(made).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names += [p.name for p in parameters if p.kind is p.VAR_POSITIONAL] * len(args)
+    if len(args) > len(names):
+        raise UserError(f"{path}._args_={args}: {made.__name__} takes {len(names)} of them; name the values instead")
+    return list(zip(names, args, strict=False))
+
+
+def _check_value(made: Any, key: str, value: Any, path: str) -> None:
+    """Raises UserError for a place that no file may name, and for a value of another kind than its parameter."""
+    module = made.__module__
+    if isinstance(value, str) and _PLACE.search(key) and not trusted(module):
+        if "://" in value:
+            raise UserError(f"{path}={value}: on another machine; if you trust it, type allow_targets={module}")
+        if _under(module, LIGHTNING) and key != "sub_dir":  # build.py says where; a logger's sub_dir is judged there
+            raise UserError(
+                f"{path}={value}: it would write outside of the run's folder; leave it out, or, if you trust it, type "
+                f"allow_targets={module}"
+            )
+    if _under(module, OWN):
+        _check_kind(made, key, value, path)
 
 
 def _check_kind(made: Any, key: str, value: Any, path: str) -> None:

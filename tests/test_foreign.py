@@ -223,12 +223,53 @@ def test_a_logger_stays_in_the_run(logger: str, places: dict, tmp_path, monkeypa
     (mine / "metrics.csv").write_text("precious")
     monkeypatch.setenv("MINE", str(mine))
     node = {"_target_": logger, **{key: value.replace("{mine}", str(mine)) for key, value in places.items()}}
-    with pytest.raises(UserError, match=r"logger.x: .* outside of the run's folder.* type allow_targets=l") as caught:
+    with pytest.raises(UserError, match=r"logger.x.* outside of the run's folder.* type allow_targets=l") as caught:
         build.build_loggers(OmegaConf.create({"logger": {"x": node}}), Task(), run, None)
     assert SECRET not in str(caught.value)
     assert (list(run.path.iterdir()), (mine / "metrics.csv").read_text()) == ([], "precious")
     targets.allow([str(caught.value).rpartition("=")[2]])
     assert build.build_loggers(OmegaConf.create({"logger": {"x": node}}), Task(), run, None)
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("SpikeDetection", "exclude_batches_path"),
+        ("ModelCheckpoint", "dirpath"),
+        ("OnExceptionCheckpoint", "dirpath"),
+    ],
+)
+def test_nor_does_a_callback_leave_it(part: str, key: str, tmp_path) -> None:
+    """The first writes, over what is there, the file that it is told."""
+    node = OmegaConf.create({"_target_": f"lightning.pytorch.callbacks.{part}", key: str(tmp_path / "settings.json")})
+    with pytest.raises(UserError, match=r"outside of the run's folder.* type allow_targets=l") as caught:
+        build.make(node)
+    targets.allow([str(caught.value).rpartition("=")[2]])
+    assert build.make(node)
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "said"),
+    [
+        (f"{LIGHTNINGS}CSVLogger", ["memory://x"], r"x\._args_\[0\]=memory://x: on another machine"),
+        (f"{LIGHTNINGS}CSVLogger", ["/home/me"], "outside of the run's folder"),
+        ("lightning.pytorch.callbacks.ModelCheckpoint", ["memory://x"], "on another machine"),
+        ("lit_tfm.callbacks.attention.AttentionMaps", ["text", "many"], r"x\._args_\[1\]=many: must be a whole number"),
+        ("lit_tfm.callbacks.attention.AttentionMaps", ["text", 2, 3, 4], "takes 3 of them"),
+        ("lit_tfm.callbacks.attention.AttentionMaps", "text", "a list is needed"),
+    ],
+)
+def test_values_without_names_are_judged_as_those_with(target: str, args, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        build.make(OmegaConf.create({"x": {"_target_": target, "_args_": args}}).x)
+
+
+def test_values_without_names() -> None:
+    linear = {"_target_": "torch.nn.Linear", "_args_": [2, 3]}
+    made = build.make(OmegaConf.create({"_target_": "torch.nn.Sequential", "_args_": [linear, linear]}))
+    assert [part.out_features for part in made] == [3, 3]
+    with pytest.raises(UserError, match="in_features, which is given by its name as well"):
+        build.make(OmegaConf.create({**linear, "in_features": 2}))
 
 
 def test_a_logger_in_the_run_is_made(tmp_path) -> None:
