@@ -141,27 +141,6 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def settle(folder: Path, best: list[tuple[str, int]], resumed: Path) -> None:
-    """Give the best checkpoints, (name, step) each, and the weights their places, where a kill came too early for it.
-
-    The ranking is part of the checkpoint, so it is on the disk before the files it speaks of have their names.
-    """
-    there = {step: path for path in [*folder.glob("*best*.ckpt*"), resumed] if (step := step_of(path)) is not None}
-    missing = [(name, step) for name, step in best if step_of(folder / name) != step and step in there]
-    missing = [(name, step) for name, step in missing if check(there[step]) is None]  # and not half of one
-    for name, step in missing:  # all of them before the first name changes hands
-        remove(kept := folder / f".kept-{name}")
-        link(there[step], kept)
-    for name, _ in missing:
-        put(folder / f".kept-{name}", folder / name)
-    for path, step in [*((folder / name, step) for name, step in best), (resumed, step_of(resumed))]:
-        of_a_name = path.name in (LAST, *(name for name, _ in best))
-        if of_a_name and step_of(path) == step and step_of_weights(path.with_suffix(".safetensors")) != step:
-            save_weights(path, read(path)["state_dict"], step)
-    for path in folder.glob(".*.old"):
-        remove(path)
-
-
 def step_of(path: Path) -> int | None:
     """The optimizer step a checkpoint was taken at; None where there is none that can be read."""
     try:

@@ -14,7 +14,9 @@ from lightning import Callback, Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lit_tfm.callbacks.checkpoint_files import LAST, keep_as, settle
+from lit_tfm.callbacks.checkpoint_files import LAST, keep_as
+from lit_tfm.callbacks.names import settle
+from lit_tfm.callbacks.record import Record
 from lit_tfm.callbacks.replacing import put
 from lit_tfm.callbacks.sharding import Sharding
 from lit_tfm.tasks.nonfinite import NonFiniteLoss
@@ -41,9 +43,20 @@ class Checkpoints(Callback):
             trainer.strategy.in_shards = self.sharded
 
     def on_train_start(self, trainer: Trainer, pl_module) -> None:
-        if trainer.ckpt_path and trainer.is_global_zero:
-            best = [(self._name(place), entry["step"]) for place, entry in enumerate(self.ranking)]
-            settle(self.folder, best, Path(trainer.ckpt_path))
+        if not trainer.ckpt_path:
+            return
+        best = [(self._name(place), entry["step"]) for place, entry in enumerate(self.ranking)]
+        kept = settle(self.folder, best, Path(trainer.ckpt_path)) if trainer.is_global_zero else None
+        self._keep(trainer.strategy.broadcast(kept), trainer)
+
+    def _keep(self, steps: list[int], trainer: Trainer) -> None:
+        """Of the ranking, only what has a file: no figures without the weights they were measured with."""
+        lost = {int(entry["step"]) for entry in self.ranking} - set(steps)
+        self.ranking = [entry for entry in self.ranking if entry["step"] in steps]
+        best = [{self.monitor: entry["value"], "step": entry["step"]} for entry in self.ranking]
+        for callback in trainer.callbacks:
+            if isinstance(callback, Record) and callback.best.get("step") in lost:
+                callback.best = best[0] if best else {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         if (

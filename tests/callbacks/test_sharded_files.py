@@ -22,11 +22,11 @@ from lit_tfm.callbacks.checkpoint_files import (
     newest,
     read,
     save_weights,
-    settle,
     step_of,
     step_of_weights,
     take_place,
 )
+from lit_tfm.callbacks.names import settle
 
 
 @pytest.fixture(scope="module")
