@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from lit_tfm import config, evaluate
-from lit_tfm.callbacks.checkpoint_files import open_new, save_weights
+from lit_tfm.callbacks.checkpoint_files import save_weights
+from lit_tfm.callbacks.replacing import open_new
 from lit_tfm.data.sources.files import Files
 from lit_tfm.errors import UserError
 from lit_tfm.runs import RunFolder

@@ -20,6 +20,7 @@ from interruption import next_second
 from resume_cases import RECIPES, VARIANTS, options
 
 from lit_tfm import config
+from lit_tfm.callbacks.checkpoint_files import newest, step_of
 from lit_tfm.train import train
 
 DDP = ["trainer.strategy=ddp", "trainer.devices=2"]
@@ -125,6 +126,15 @@ def test_all_ranks_go_on_from_the_one_before_a_broken_one(pair, tmp_path, strate
     next_second(target)
     assert pair(target, recipe, variant, *words, "resume=auto") == [0, 0]
     assert_identical(whole, target)
+
+
+def test_a_disk_that_is_full_for_one_rank_ends_both(pair, tmp_path) -> None:
+    """Neither waits for the other, and what was saved before is whole."""
+    target = tmp_path / "run"
+    assert pair(target, "masked LM, AdamW", "plain", *SHARDED, moment="save@4", end="full") == [2, 2]
+    found, broken = newest(target / "checkpoints")
+    assert (step_of(found), broken) == (3, [])
+    assert not list((target / "checkpoints").glob(".*"))
 
 
 # ---- another number of ranks -----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_tfm.callbacks import sharded_files
-from lit_tfm.callbacks.replacing import is_sharded, put, remove, sync_folder
+from lit_tfm.callbacks.replacing import disk_error, is_sharded, open_new, put, remove, sync_folder
 from lit_tfm.errors import UserError
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -51,7 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     file.flush()
                     os.fsync(file.fileno())
             except BaseException as error:
-                raise (_disk_error(error) or error) from None
+                raise (disk_error(error) or error) from None
             take_place(temporary, path)
         if self.weights:
             save_weights(path, checkpoint["state_dict"], checkpoint["global_step"])
@@ -110,12 +110,6 @@ def order_header(path: Path) -> None:
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         file.seek(8)
         file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
-
-
-def open_new(path: Path) -> BinaryIO:
-    """For writing under a temporary name, in place of what a crash left there; a link there is not followed."""
-    remove(path)
-    return open(path, "xb")
 
 
 def keep_as(path: Path, name: str) -> None:
@@ -217,10 +211,3 @@ def newest(folder: Path, asked: str = "auto") -> tuple[Path, list[str]]:
     raise UserError(
         f"resume={asked}: there is no checkpoint in {folder}; name a run folder or a .ckpt file, or resume=auto"
     )
-
-
-def _disk_error(error: BaseException | None) -> OSError | None:
-    """What the disk answered: torch.save buries it under a RuntimeError about positions in its archive."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error

@@ -6,6 +6,7 @@ Imports no torch: run folders are listed by what does not need it.
 import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 SHARDS = "shards.json"  # in a folder that is a checkpoint
 
@@ -13,6 +14,12 @@ SHARDS = "shards.json"  # in a folder that is a checkpoint
 def is_sharded(path: Path) -> bool:
     """Whether the path is a checkpoint in shards, which is a folder."""
     return (path / SHARDS).is_file()
+
+
+def open_new(path: Path) -> BinaryIO:
+    """For writing under a temporary name, in place of what a crash left there; a link there is not followed."""
+    remove(path)
+    return open(path, "xb")
 
 
 def put(temporary: Path, final: Path) -> None:
@@ -45,3 +52,13 @@ def sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def disk_error(error: BaseException | None) -> OSError | None:
+    """What the disk answered: torch.save buries it under a RuntimeError about positions in its archive.
+
+    Only where it writes to an open file; given a path, it writes with C++, which forgets the answer.
+    """
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error

@@ -14,7 +14,7 @@ import json
 import os
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 
-from lit_tfm.callbacks.replacing import SHARDS, remove, sync_folder
+from lit_tfm.callbacks.replacing import SHARDS, disk_error, open_new, remove, sync_folder
 
 REST = "rest.pt"
 SHARDED = ("state_dict", "training_weights", "optimizer_states")  # of a checkpoint: what may hold shards
@@ -73,7 +73,7 @@ def aliases(module: nn.Module) -> dict[str, str]:
 
 
 def write(folder: Path, checkpoint: dict[str, Any], module: nn.Module) -> None:
-    """Fill `folder`, which rank 0 makes anew. Collective; every rank raises OSError where one of them could not write.
+    """Fill `folder`, which rank 0 makes anew. Collective: where one rank can not write, all raise (`together`).
 
     The caller renames it. On a disk that is shared by all ranks, as the run folder has to be.
     """
@@ -81,17 +81,18 @@ def write(folder: Path, checkpoint: dict[str, Any], module: nn.Module) -> None:
     tensors: dict[str, Tensor] = {}
     rest = {k: take_out(v, k, tensors, names) if k in SHARDED else v for k, v in checkpoint.items()}
     rest["parameters"] = [name for name, _ in module.named_parameters()]
-    _together(lambda: _begin(folder, rest))
-    _together(lambda: _save(tensors, folder))
-    mine = _together(lambda: _sums(folder))
-    _together(lambda: _finish(folder, mine))
+    together(lambda: _begin(folder, rest))
+    together(lambda: _save(tensors, folder))
+    mine = together(lambda: _sums(folder))
+    together(lambda: _finish(folder, mine))
 
 
 def _begin(folder: Path, rest: dict[str, Any]) -> None:
     if dist.get_rank() == 0:
         remove(folder)
         folder.mkdir(parents=True)
-        torch.save(rest, folder / REST)
+        with open_new(folder / REST) as file:
+            torch.save(rest, file)
 
 
 def _save(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -122,18 +123,29 @@ def _finish(folder: Path, sums: Iterable[dict[str, list[int]]]) -> None:
         sync_folder(folder)
 
 
-def _together(act: Any) -> list[Any]:
-    """`act()` on every rank; what each returned, on every rank. Raises OSError on all where one of them met it."""
-    value, wrong = None, None
+def together(act: Callable[[], Any]) -> list[Any]:
+    """`act()` on every rank; what each returned, on every rank.
+
+    Where it fails on any, all raise, as the others would wait for one that has left: OSError with what a disk answered,
+    else the error itself on its own rank and a RuntimeError that quotes it on the others.
+    """
+    value, failed, answer = None, None, None
     try:
         value = act()
-    except OSError as error:
-        wrong = (error.errno or errno.EIO, error.strerror or str(error), str(error.filename))
+    except Exception as error:
+        failed, answer = error, disk_error(error)
+    said = failed and f"{type(failed).__name__}: {failed}"
+    disk = answer and (answer.errno or errno.EIO, answer.strerror or str(answer), answer.filename)
     told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, (value, wrong))
-    if failed := next((wrong for _, wrong in told if wrong), None):
-        raise OSError(*failed)
-    return [value for value, _ in told]
+    dist.all_gather_object(told, (value, said, disk))
+    if answered := next((disk for _, _, disk in told if disk), None):
+        raise OSError(*answered) from failed
+    if failed is not None:
+        raise failed
+    for rank, (_, said, _) in enumerate(told):
+        if said:
+            raise RuntimeError(f"rank {rank} could not write its part of the checkpoint: {said}")
+    return [value for value, _, _ in told]
 
 
 def crc(path: Path) -> int:

@@ -47,11 +47,14 @@ class Sharding(ModelParallelStrategy):
             return
         with partial(path) as temporary:
             sharded_files.write(temporary, checkpoint, self.model)
-            if self.global_rank == 0:
-                take_place(temporary, path)
-        if self.global_rank == 0 and self.checkpoint_io.weights:
-            save_weights(path, sharded_files.read(path, only="state_dict")["state_dict"], checkpoint["global_step"])
-        self.barrier()  # none goes on, or ends, before the checkpoint has its name
+            # None goes on, or ends, before the checkpoint has its name.
+            sharded_files.together(lambda: self._finish(temporary, path, checkpoint["global_step"]))
+
+    def _finish(self, temporary: Path, path: Path, step: int) -> None:
+        if self.global_rank == 0:
+            take_place(temporary, path)
+            if self.checkpoint_io.weights:
+                save_weights(path, sharded_files.read(path, only="state_dict")["state_dict"], step)
 
     def load_checkpoint(self, checkpoint_path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))

@@ -1,8 +1,10 @@
 """Checkpoints in shards: a folder is as whole, as checked and as harmless as a file. One rank is enough for that."""
 
+import errno
 import json
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,51 @@ def test_a_table_that_names_other_folders_reads_none(save, tmp_path) -> None:
     (tmp_path / "secret").write_text("mine")
     (path / "shards.json").write_text(json.dumps({"files": {"../secret": [4, 0]}}))
     assert check(path) == "../secret is missing"
+
+
+@pytest.mark.parametrize("room", [0, 1000])
+def test_a_full_disk_is_told_as_such(save, tmp_path, room) -> None:
+    """As a limit on the size of files, of which rest.pt is the first."""
+    save(1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert step_of(newest(tmp_path)[0]) == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full", "rest.pt"), ValueError("a defect"), None])
+def test_what_fails_on_another_rank_is_raised_here_too(mesh, monkeypatch, error) -> None:
+    """No rank waits at the next exchange for one that has left. (The two ranks of this one take turns.)"""
+    said: list = []
+
+    def act(fails):
+        if fails is not None:
+            raise fails
+        return 1
+
+    def gather(told, mine) -> None:
+        said.append(mine)
+        told[:] = [*said, mine][:2]
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    if error is None:
+        assert [sharded_files.together(lambda: act(None)) for _ in range(2)] == [[1, 1], [1, 1]]
+        return
+    with pytest.raises(type(error)) as own:
+        sharded_files.together(lambda: act(error))
+    with pytest.raises((OSError, RuntimeError)) as other:
+        sharded_files.together(lambda: act(None))
+    if isinstance(error, OSError):
+        assert own.value.args == other.value.args
+        assert own.value.filename == other.value.filename == "rest.pt"
+    else:
+        assert str(other.value) == "rank 0 could not write its part of the checkpoint: ValueError: a defect"
 
 
 class Killed(BaseException):
