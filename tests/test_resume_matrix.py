@@ -15,6 +15,7 @@ from interruption import Crash, Interrupt, next_second
 from resume_cases import RECIPES, VARIANTS, options
 
 from lit_tfm import config
+from lit_tfm.callbacks.checkpoint_files import step_of
 from lit_tfm.train import train
 
 MOMENTS = ["step@1", "step@4", "step@6", "validation@3", "micro@5", "step@7"]
@@ -83,6 +84,18 @@ def test_resumed_as_if_nothing_had_been(matrix, tmp_path, recipe, variant, momen
         assert crash
         matrix(target, recipe, variant, "resume=auto")
     assert_identical(matrix.uninterrupted(recipe, variant), target)
+
+
+def test_killed_in_a_validation_at_which_a_checkpoint_is_due(matrix, tmp_path) -> None:
+    """What it was saved for is not done yet: going on from it would leave that validation out."""
+    recipe, target = "masked LM, AdamW", tmp_path / "run"
+    words = ["++callbacks.checkpoints.every=1"]
+    with pytest.raises(Crash):
+        matrix(target, recipe, "plain", *words, callbacks=[Interrupt("validation@3", "crash")])
+    assert {path.name for path in (target / "checkpoints").glob("*.ckpt")} == {"step-1.ckpt", "step-2.ckpt"}
+    go_on(target)
+    assert_identical(matrix.uninterrupted(recipe, "plain"), target)
+    assert step_of(target / "checkpoints" / "step-3.ckpt") == 3
 
 
 def test_resumed_twice_in_a_row(matrix, tmp_path) -> None:

@@ -9,6 +9,7 @@ A checkpoint is a zip archive in which torch keeps a CRC-32 of every record; `ch
 """
 
 import json
+import math
 import os
 import pickle
 import shutil
@@ -112,9 +113,9 @@ def order_header(path: Path) -> None:
         file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
-def keep_as(path: Path, name: str) -> None:
+def keep_as(path: Path, name: str, weights: bool = True) -> None:
     """A checkpoint and its weights under a further name, without writing them again where the disk has links."""
-    for suffix in (path.suffix, ".safetensors"):
+    for suffix in (path.suffix, ".safetensors") if weights else (path.suffix,):
         kept = path.with_name(name).with_suffix(suffix)
         with partial(kept) as temporary:
             remove(temporary)
@@ -199,10 +200,8 @@ def newest(folder: Path, asked: str = "auto") -> tuple[Path, list[str]]:
 
     Raises UserError where there is none; `asked` is what was typed as `resume=`.
     """
-    there = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
-    others = [path for path in folder.glob("[!.]*.ckpt") if path not in there]
     notices: list[str] = []
-    for path in [*there, *sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)]:
+    for path in _by_age(folder):
         if (wrong := check(path)) is None:
             return path, notices
         notices.append(f"{path} is broken ({wrong})")
@@ -211,3 +210,20 @@ def newest(folder: Path, asked: str = "auto") -> tuple[Path, list[str]]:
     raise UserError(
         f"resume={asked}: there is no checkpoint in {folder}; name a run folder or a .ckpt file, or resume=auto"
     )
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """All checkpoints, the newest first: those of a later step than last.ckpt, then it, previous.ckpt and the rest.
+
+    Neither does the step tell alone (step-N.ckpt may be of a future that was given up by going on from an older one: of
+    a later step, but saved before last.ckpt took its place), nor the time (a copied folder has that of the copy).
+    """
+    saved = {path: path.stat().st_mtime for path in folder.glob("[!.]*.ckpt")}
+    kept = [path for path in (folder / LAST, folder / PREVIOUS) if path in saved]
+    time = max((saved[path] for path in kept), default=0.0)
+    step = max((step_of(path) or 0 for path in kept), default=0)
+    steps = {path: step_of(path) for path in saved if saved[path] > time}
+    order = {path: math.inf if at is None else at for path, at in steps.items()}  # broken: to be told where it is newer
+    later = sorted((path for path, at in order.items() if at > step), key=order.__getitem__, reverse=True)
+    rest = sorted(saved.keys() - {*kept, *later}, key=saved.__getitem__, reverse=True)
+    return [*later, *kept, *rest]

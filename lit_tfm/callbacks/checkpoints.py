@@ -46,7 +46,8 @@ class Checkpoints(Callback):
         if not trainer.ckpt_path:
             return
         best = [(self._name(place), entry["step"]) for place, entry in enumerate(self.ranking)]
-        kept = settle(self.folder, best, Path(trainer.ckpt_path)) if trainer.is_global_zero else None
+        asked = f"step-{trainer.global_step}.ckpt" if self._asked(trainer.global_step) else None
+        kept = settle(self.folder, best, Path(trainer.ckpt_path), asked) if trainer.is_global_zero else None
         self._keep(trainer.strategy.broadcast(kept), trainer)
 
     def _keep(self, steps: list[int], trainer: Trainer) -> None:
@@ -59,12 +60,13 @@ class Checkpoints(Callback):
                 callback.best = best[0] if best else {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        if (
-            self.every
-            and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-            and trainer.global_step % self.every == 0
-        ):
+        between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        validates = trainer.val_check_batch == 1 or trainer.should_stop  # as Pace has just said
+        if between and self._asked(trainer.global_step) and not validates:
             self._save(trainer, f"step-{trainer.global_step}.ckpt")
+
+    def _asked(self, step: int) -> bool:
+        return bool(self.every) and step > 0 and step % self.every == 0
 
     def on_validation_end(self, trainer: Trainer, pl_module) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -77,6 +79,9 @@ class Checkpoints(Callback):
                 self._shift(trainer, rank)
             if trainer.is_global_zero:
                 keep_as(self.folder / LAST, self._name(place))
+        if self._asked(trainer.global_step) and trainer.is_global_zero:
+            # Only now: what goes on from it takes the validations up to its step for done.
+            keep_as(self.folder / LAST, f"step-{trainer.global_step}.ckpt", weights=False)
 
     def save_last(self, trainer: Trainer) -> None:
         """Where the run stands now, between two steps. Collective."""

@@ -11,6 +11,7 @@ from lit_tfm.callbacks.checkpoint_files import (
     LAST,
     PREVIOUS,
     check,
+    keep_as,
     link,
     partial,
     read,
@@ -23,8 +24,10 @@ from lit_tfm.callbacks.replacing import put, remove, sync_folder
 Best = list[tuple[str, int]]  # (name, step), the best first
 
 
-def settle(folder: Path, best: Best, resumed: Path) -> list[int]:
+def settle(folder: Path, best: Best, resumed: Path, asked: str | None = None) -> list[int]:
     """Make the names true for a run that goes on from `resumed`, ranked as `best`; the steps of that which are left.
+
+    `asked`: the further name it is to have, where a checkpoint every so many steps was asked for.
 
     Nothing here replaces or removes the checkpoint that is gone on with, or the last name of it: a kill at any instant
     leaves it whole. The ranking is part of it, so it is on the disk before the files it speaks of have their names.
@@ -37,6 +40,8 @@ def settle(folder: Path, best: Best, resumed: Path) -> list[int]:
         if (step_of(path) or 0) > step:
             remove(path.with_suffix(".safetensors"))
             remove(path)
+    if asked and step_of(folder / asked) != step:
+        keep_as(folder / LAST, asked, weights=False)
     for name, at in [*kept, (LAST, step)]:
         path = folder / name
         if step_of_weights(path.with_suffix(".safetensors")) != at:

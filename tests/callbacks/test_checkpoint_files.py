@@ -44,6 +44,27 @@ def test_the_newest_is_not_the_only_one(folder) -> None:
     assert newest(folder) == (folder / "last.ckpt", [])
 
 
+def later(path: Path, step: int, seconds: float) -> None:
+    """Saved so long after last.ckpt."""
+    AtomicCheckpointIO().save_checkpoint(checkpoint(step), path)
+    time = path.with_name("last.ckpt").stat().st_mtime + seconds
+    os.utime(path, (time, time))
+
+
+def test_of_a_later_step_is_newer_than_the_last_validation(folder) -> None:
+    later(folder / "step-3.ckpt", 3, 1)
+    later(folder / "step-20.ckpt", 20, 2)
+    later(folder / "step-100.ckpt", 100, -5)  # of a future that was given up: last.ckpt was put there after it
+    later(folder / "best.ckpt", 1, 9)  # the folder was copied
+    assert newest(folder) == (folder / "step-20.ckpt", [])
+    (folder / "step-20.ckpt").write_bytes(b"half")
+    found, broken = newest(folder)
+    assert found == folder / "step-3.ckpt"
+    assert len(broken) == 1
+    (folder / "step-3.ckpt").unlink()
+    assert newest(folder)[0] == folder / "last.ckpt"
+
+
 def test_no_flipped_bit_goes_unnoticed_that_changes_a_value(folder) -> None:
     draw, whole = random.Random(0), (folder / "last.ckpt").read_bytes()
     good, spoilt, noticed = torch.load(folder / "last.ckpt", weights_only=True), folder / "spoilt.ckpt", 0
