@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_tfm.callbacks import sharded_files
-from lit_tfm.callbacks.replacing import disk_error, is_sharded, open_new, put, remove, sync_folder
+from lit_tfm.callbacks.replacing import disk_error, is_sharded, open_new, put, remove, sync, sync_folder
 from lit_tfm.errors import UserError
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -100,6 +100,7 @@ def save_weights(checkpoint: Path, state: dict[str, Tensor], step: int = 0) -> N
         save_file(plain, temporary, metadata={"format": "pt", STEP: str(step)})
         order_header(temporary)
         os.chmod(temporary, mode)  # save_file lets only the owner read it, whatever the umask
+        sync(temporary)
         os.replace(temporary, final)
 
 

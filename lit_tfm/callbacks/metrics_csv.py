@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_tfm.callbacks.replacing import sync
 from lit_tfm.tasks.progress import Progress
 
 COLUMNS = ("step", "seconds", "tokens", "name", "value")
@@ -40,6 +41,7 @@ class MetricsCsv(Logger):
         temporary = self.path.with_name(f".{self.path.name}.partial")
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([COLUMNS, *kept])
+        sync(temporary)
         os.replace(temporary, self.path)
 
     @rank_zero_only
@@ -54,6 +56,12 @@ class MetricsCsv(Logger):
             with suppress(OSError):  # no half row where the disk was full
                 os.truncate(self.path, before)
             raise
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Called before every checkpoint: after a power cut no row is missing that comes before it."""
+        if self.path.exists():
+            sync(self.path)
 
     def log_hyperparams(self, *args, **kwargs) -> None:
         """They stand in config.yaml."""

@@ -40,6 +40,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Make what was written to a file last through a power cut. Before it is renamed, or its name may outlive it."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in it last through a power cut. Some file systems have no such thing, and need none."""
     try:

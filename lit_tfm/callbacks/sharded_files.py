@@ -25,7 +25,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 
-from lit_tfm.callbacks.replacing import SHARDS, disk_error, open_new, remove, sync_folder
+from lit_tfm.callbacks.replacing import SHARDS, disk_error, open_new, remove, sync, sync_folder
 
 REST = "rest.pt"
 SHARDED = ("state_dict", "training_weights", "optimizer_states")  # of a checkpoint: what may hold shards
@@ -108,8 +108,7 @@ def _sums(folder: Path) -> dict[str, list[int]]:
     mine = [folder / REST] if dist.get_rank() == 0 else []
     mine += folder.glob(f"shard-{dist.get_rank() + 1:05d}-*")
     for path in mine:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
     return {path.name: [path.stat().st_size, crc(path)] for path in mine}
 
 

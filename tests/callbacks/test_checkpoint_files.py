@@ -201,6 +201,27 @@ def test_killed_between_any_two_file_operations_a_whole_one_is_left(tmp_path) ->
     assert set(steps) == {2, 3}
 
 
+def test_what_gets_its_name_is_on_the_disk(tmp_path, monkeypatch) -> None:
+    """Or a power cut leaves a name with nothing behind it. That of metrics.csv: callbacks/test_metrics_csv.py."""
+    synced, named, sync, replace = set(), [], os.fsync, os.replace
+
+    def fsync(descriptor) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def rename(source, target) -> None:
+        assert Path(source).stat().st_ino in synced, target
+        named.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    io = AtomicCheckpointIO()
+    io.weights = True
+    io.save_checkpoint(checkpoint(1), tmp_path / "last.ckpt")
+    assert named == ["last.ckpt", "last.safetensors"]
+
+
 def test_a_run_goes_on_from_the_one_before_and_ends_the_same(run, text_folder, tmp_path, capsys) -> None:
     data = f"data.path={text_folder}"
     whole = run(*MLM, data, folder="whole").folder

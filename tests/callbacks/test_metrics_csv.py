@@ -1,6 +1,7 @@
 """A run that goes on: metrics.csv is cut where it goes on from, whatever a crash left at its end."""
 
 import csv
+import os
 
 from lit_tfm.callbacks.metrics_csv import MetricsCsv
 from lit_tfm.reports.reading import read_points
@@ -24,3 +25,25 @@ def test_no_point_stands_twice_after_going_on(tmp_path) -> None:
     assert [(p.step, p.value) for p in points["val/loss"]] == [(1, 4.0), (2, 3.0), (3, 47.0), (4, 46.0), (5, 45.0)]
     assert [p.step for p in points["train/loss"]] == [1, 2]
     assert problem == ""
+
+
+def test_a_checkpoint_is_never_ahead_of_the_rows(run, text_folder, monkeypatch) -> None:
+    """After a power cut, too: each time one gets its name, every row that was written is synced."""
+    synced, named, sync, replace = {}, [], os.fsync, os.replace
+
+    def fsync(descriptor) -> None:
+        status = os.fstat(descriptor)
+        synced[status.st_ino] = status.st_size
+        sync(descriptor)
+
+    def rename(source, target) -> None:
+        if str(target).endswith("last.ckpt"):
+            status = (target.parent.parent / "metrics.csv").stat()
+            named.append(synced.get(status.st_ino) == status.st_size)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", rename)
+    small = ["data.block_size=32", "data.batch_size=4", "tokenizer.vocab_size=400", "data.val_limit=4", "budget=null"]
+    run("experiment=bert_small", *small, f"data.path={text_folder}", "trainer.max_steps=4", "trainer.val_every=2")
+    assert named == [True, True]
