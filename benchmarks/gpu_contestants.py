@@ -10,6 +10,7 @@ Letters: B batch, T tokens, V vocabulary.
 import argparse
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from lit_tfm.tasks.out_of_memory import ran_out
 
+PROJECT = Path(__file__).resolve().parents[1]
 DENSE_BF16 = 989e12  # H100 SXM and H200, FLOP/s; elsewhere MFU over it says nothing
 
 
@@ -116,51 +118,130 @@ def flops_of_peer(work: Work) -> float:
 # ---- ours ----------------------------------------------------------------------------------------------------------
 
 
+class OurWatch(Stopwatch):
+    """A stopwatch that sees more of our steps: the shapes of the timed batches, what is compiled, what waits."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.syncs = args.syncs and args.device == "cuda"
+        self.shapes: set[tuple] = set()
+        self.graphs: list[int] = []  # compiled before the timed steps, and after them
+
+    def begin_step(self) -> None:
+        if self.syncs and self.done == self.warmup + 2:
+            listen()
+
+    def end_step(self, batch: dict) -> None:
+        if self.syncs:
+            torch.cuda.set_sync_debug_mode("default")
+        if self.warmup <= self.done < self.warmup + self.steps:
+            tables = [(name, *x.shape) for name, x in batch.items() if isinstance(x, Tensor) and x.ndim == 2]
+            self.shapes.add(tuple(tables))
+        if self.done + 1 in (self.warmup, self.warmup + self.steps):
+            self.graphs.append(compiled()[0])
+        self.tick(len(batch["input_ids"]), int(batch["n_tokens"]))
+
+
 def ours(work: Work, args: argparse.Namespace) -> dict:
-    """The product on a shipped model. `args.words` are further overrides."""
+    """The product on a shipped model. `args.words` are further overrides.
+
+    Tokens are those the collator counted: of whole blocks all, of padded documents the text alone.
+    """
     from lightning import Callback
 
     from lit_tfm.config import compose
     from lit_tfm.nn.heads import LMHead
     from lit_tfm.train import train
 
-    watch, syncs = Stopwatch(args), []
+    watch, found = OurWatch(args), {}
 
     class Clock(Callback):
         def on_train_batch_start(self, trainer, task, batch, batch_idx) -> None:
-            if args.syncs and args.device == "cuda" and watch.done == args.warmup + 2:
-                torch.cuda.set_sync_debug_mode("warn")
+            watch.begin_step()
 
         def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx) -> None:
-            if args.device == "cuda":
-                torch.cuda.set_sync_debug_mode("default")
-            watch.tick(len(batch["input_ids"]), int(batch["n_tokens"]))
+            watch.end_step(batch)
 
         def on_train_end(self, trainer, task) -> None:
             found["flops"] = task.flops_per_token
 
-    found: dict = {}
     if args.whole_head:  # the ladder's rows before the fused head
         LMHead.losses = whole_head
     if args.tf32:
         torch.set_float32_matmul_precision("high")
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
         train(compose(words(work, args)), quiet=True, callbacks=[Clock()])
-    syncs = sorted({str(w.message).splitlines()[0] for w in caught if "synchronizing CUDA operation" in str(w.message)})
     rate = watch.counted / watch.seconds
-    return {**speed(work, watch, args), "model_flops": rate * found["flops"], "counted": rate, "syncs": syncs}
+    graphs, breaks = compiled()
+    return {
+        **speed(work, watch, args),
+        "tokens_per_second": rate,
+        "model_flops": rate * found["flops"],
+        "shapes": len(watch.shapes),
+        "compiled": {"graphs": graphs, "while timed": watch.graphs[1] - watch.graphs[0], "breaks": breaks},
+        "waits": waits(caught),
+    }
+
+
+def compiled() -> tuple[int, int]:
+    """Graphs that torch.compile has made in this process, each further one of a block a recompilation; and graph
+    breaks, among them blocks it has given up on (after torch._dynamo.config.recompile_limit)."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"], counters["graph_break"].total() + counters["unimplemented"].total()
+
+
+def listen() -> None:
+    """From now on torch warns of each wait. Filters in front, as session.hush() has put one for Lightning's modules,
+    would drop the waits whose Python line is there."""
+    warnings.simplefilter("always")
+    torch.cuda.set_sync_debug_mode("warn")
+
+
+def waits(caught: list[warnings.WarningMessage]) -> list[str]:
+    """`file:line: message`, once for each line of Python that waited for the GPU."""
+    told = {(place(w.filename), w.lineno, str(w.message)) for w in caught if "synchronizing CUDA" in str(w.message)}
+    return sorted({f"{file}:{line}: {message.partition(' (Triggered')[0]}" for file, line, message in told})
+
+
+def place(filename: str) -> str:
+    """A source file without the folders of this machine: from site-packages or the project on, else its name."""
+    path = Path(filename)
+    if "site-packages" in path.parts:
+        return str(Path(*path.parts[path.parts.index("site-packages") + 1 :]))
+    return str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else path.name
+
+
+def corpus(work: Work, args: argparse.Namespace) -> Path:
+    """A folder with the text so often that no epoch of the run ends: a whole batch a step, and something over."""
+    from lit_tfm.data.tokenizers import Tokenizer
+
+    text, folder = args.text.read_text(), args.folder / "text"
+    wanted = examples(work, args) * work.text
+    copies = math.ceil(1.25 * wanted / len(Tokenizer.from_file(args.tokenizer).encode(text)))
+    folder.mkdir(parents=True)
+    for number in range(copies):  # a file each: a document is tokenized in one piece
+        (folder / f"train-{number}.txt").write_text(text)
+    (folder / "valid.txt").write_text(text[:20_000])
+    return folder
+
+
+def examples(work: Work, args: argparse.Namespace) -> int:
+    """Of the whole run."""
+    return work.batch * (args.warmup + args.steps)
 
 
 def words(work: Work, args: argparse.Namespace) -> list[str]:
     """The command line of the run: the shipped model, AdamW as the peers have, no validation on the way."""
     steps = args.warmup + args.steps
-    typed = [f"model={work.model}", f"task={work.task}", "data=text", f"data.path={args.text}"]
-    typed += ["tokenizer=pretrained", f"tokenizer.path={args.tokenizer}", f"cache_dir={args.folder / 'cache'}"]
+    typed = [f"model={work.model}", f"task={work.task}", "data=text", f"data.path={corpus(work, args)}"]
+    typed += ["tokenizer=pretrained", f"tokenizer.path={args.tokenizer}", f"cache_dir={args.text.parent / 'cache'}"]
     typed += [f"data.block_size={work.text}", f"data.batch_size={work.batch}", "data.val_limit=2"]
     typed += [f"model.max_length={max(work.text, 512)}", "optimizer=adamw", f"trainer.max_steps={steps}"]
     typed += ["budget=null", f"trainer.val_every={steps}", f"output_dir={args.folder / 'run'}", "callbacks=[]"]
     typed += [f"trainer.accelerator={'gpu' if args.device == 'cuda' else 'cpu'}", f"trainer.precision={args.precision}"]
+    if "data.pack=documents" not in args.words:  # an epoch of whole blocks: all batches have one shape
+        typed += [f"data.subset={examples(work, args)}"]
     if args.tiny:
         typed += [f"model.d_model={work.width}", f"model.n_layers={work.layers}", f"model.n_heads={work.heads}"]
     if args.profile:
@@ -314,7 +395,7 @@ def peer_figures(work: Work, watch: Stopwatch, args: argparse.Namespace) -> dict
 
 
 def speed(work: Work, watch: Stopwatch, args: argparse.Namespace) -> dict:
-    """Tokens are counted alike on all sides: those of the text in each example."""
+    """Tokens are counted alike on all sides: those of the text in each example, without padding."""
     found = {"tokens_per_second": watch.examples * work.text / watch.seconds, "step": watch.seconds / watch.steps}
     if args.device == "cuda":
         found["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -364,6 +445,8 @@ def main() -> None:
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("words", nargs="*", help="overrides of ours")
     args = parser.parse_intermixed_args()
+    if args.profile:  # the trace is written after step 15
+        args.warmup = max(args.warmup, 20)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     work = work_of(args.work, args.tiny, args.batch)
     try:

@@ -56,7 +56,7 @@ def rows_of(name: str, runs: gpu_runs.Runs, args: argparse.Namespace) -> tuple[l
         memory = f"{max(f['memory_gib'] for f in found[side]):.1f} GiB" if peak else "-"
         mfu = [f"{flops / DENSE_BF16:.1%}", f"{flops / peak:.1%}"] if peak else ["-", "-"]
         rows.append([name, side, str(batch[side]), f"{median(rates[side]):,.0f}", *mfu, memory, ratio])
-    waits = sorted({line for f in found["ours"] for line in f["syncs"]})
+    waits = sorted({line for f in found["ours"] for line in f["waits"]})
     return rows, [f"{name}: {line}" for line in waits]
 
 

@@ -5,15 +5,18 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import gpu_contestants
+import gpu_ladder
 import gpu_runs
 import numpy as np
 import pytest
 import torch
 from gpu_contestants import GPT, WORKS, Stopwatch, work_of
 
+from lit_tfm.session import hush
 from lit_tfm.tasks.causal_lm import CausalLM
 from lit_tfm.tasks.span_corruption import span_counts
 
@@ -33,7 +36,7 @@ def run(script: str, *options: str) -> str:
 def contestant(tmp_path, monkeypatch, capsys):
     """main() of a contestant at tiny size, in this process: what it found."""
     words = np.random.Generator(np.random.PCG64(1)).integers(97, 123, size=(400, 5), dtype=np.uint8)
-    (tmp_path / "text.txt").write_text(" ".join(bytes(word).decode() for word in words))
+    (tmp_path / "text.txt").write_text("\n".join(bytes(word).decode() for word in words))
     runs = gpu_runs.Runs(tmp_path, argparse.Namespace(tiny=True))
 
     def found(name: str, *options: str, side: str = "ours") -> dict:
@@ -61,6 +64,74 @@ def test_an_error_that_is_not_of_memory_stays_one(contestant, monkeypatch) -> No
     monkeypatch.setattr(CausalLM, "step", step)
     with pytest.raises(RuntimeError, match="shapes differ"):
         contestant("gpt2_124m", "--steps", "2", "--warmup", "1")
+
+
+@pytest.mark.parametrize("name", ["gpt2_124m", "t5_base"])
+def test_all_batches_of_a_packed_run_are_whole_and_alike(contestant, monkeypatch, name) -> None:
+    """The text holds fewer blocks than the run takes: it is repeated, and no epoch ends within it."""
+    seen, tick = [], Stopwatch.tick
+    monkeypatch.setattr(Stopwatch, "tick", lambda watch, *counts: (seen.append(counts), tick(watch, *counts)))
+    found = contestant(name, "--batch", "32", "--steps", "3", "--warmup", "2", "data.cross_documents=true")
+    assert seen == 5 * [(32, 32 * work_of(name, tiny=True, batch=None).text)]
+    assert found["shapes"] == 1
+
+
+def test_documents_are_not_cut_off_by_the_number_of_blocks(contestant, monkeypatch) -> None:
+    """Of documents a batch has as many as its tokens allow: a subset counted in blocks would end the epoch early."""
+    rows, tick = [], Stopwatch.tick
+    monkeypatch.setattr(Stopwatch, "tick", lambda watch, *counts: (rows.append(counts[0]), tick(watch, *counts)))
+    words = ["data.pack=documents", "data.document=line"]
+    contestant("gpt2_124m", "--batch", "2", "--steps", "2", "--warmup", "1", *words)
+    assert len(rows) == 3
+    assert min(rows) > 2 * 3  # blocks of a packed run
+
+
+def test_a_wait_is_told_with_its_line_also_where_that_is_lightnings(tmp_path, monkeypatch) -> None:
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    said = "called a synchronizing CUDA operation (Triggered internally at /build/c10/cuda/CUDAFunctions.cpp:148.)"
+    files = ["site-packages/lightning/loop.py", "elsewhere/generated.py"]
+    with warnings.catch_warnings(record=True) as caught:
+        hush()
+        gpu_contestants.listen()
+        for file in files:
+            code = compile(f"import warnings\nfor _ in range(2):\n    warnings.warn({said!r})", tmp_path / file, "exec")
+            exec(code, {"__name__": "lightning.loop"})
+        warnings.warn("something else", stacklevel=1)
+    assert modes == ["warn"]
+    told = "called a synchronizing CUDA operation"
+    assert gpu_contestants.waits(caught) == [f"generated.py:3: {told}", f"lightning/loop.py:3: {told}"]
+    assert gpu_contestants.place(str(FOLDER.parent / "lit_tfm" / "train.py")) == "lit_tfm/train.py"
+
+
+def test_what_is_compiled_anew_is_counted() -> None:
+    def block(x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        torch._dynamo.graph_break()
+        return y * 2
+
+    graphs, breaks = gpu_contestants.compiled()
+    run = torch.compile(block, backend="eager")
+    run(torch.ones(3))
+    assert gpu_contestants.compiled() == (graphs + 2, breaks + 1)
+    run(torch.ones(3, 3))
+    assert gpu_contestants.compiled()[0] > graphs + 2
+
+
+def test_every_rung_has_what_those_above_have() -> None:
+    ladder = list(gpu_ladder.rungs(argparse.Namespace(device="cuda", warmup=15)).values())
+    for word in ("--tf32", "bf16-mixed", "model.compile=true"):
+        has = [word in options for options in ladder]
+        assert has == sorted(has), word
+    for word in ("optimizer.fused=false", "--whole-head", "data.pack=documents"):
+        has = [word in options for options in ladder]
+        assert has == sorted(has, reverse=True), word
+
+
+def test_compiled_documents_warm_up_longer() -> None:
+    for options in gpu_ladder.rungs(argparse.Namespace(device="cuda", warmup=15)).values():
+        varied = {"data.pack=documents", "model.compile=true"} <= set(options)
+        assert options[options.index("--warmup") + 1] == "60" if varied else "--warmup" not in options
 
 
 @pytest.mark.parametrize(
