@@ -28,6 +28,7 @@ from omegaconf import DictConfig
 from lit_tfm import last_word
 from lit_tfm.errors import HUNG, TIME_IS_UP, UserError
 from lit_tfm.hardware import Hardware, choose
+from lit_tfm.holding import Hold
 from lit_tfm.last_word import LastWord
 from lit_tfm.runs import RunFolder
 from lit_tfm.tasks.budget import seconds
@@ -87,9 +88,10 @@ def check_grid(configs: list[DictConfig]) -> None:
             )
 
 
-def spawn(folder: Path, hardware: Hardware, resume: Path | None, deadline: float | None = None) -> None:
+def spawn(folder: Path, hardware: Hardware, resume: Path | None, deadline: float | None, hold: Hold | None) -> None:
     """Start all ranks of the run in `folder` on this machine and wait for their end.
 
+    torchrun inherits `hold`, so that nobody else has the folder before the ranks share it, should this process die.
     Raises UserError with what a rank was refused for, and SystemExit with the ranks' status where they failed; what is
     to be said is said by the rank that failed first, once.
     """
@@ -102,7 +104,10 @@ def spawn(folder: Path, hardware: Hardware, resume: Path | None, deadline: float
     command += [f"--shutdown-timeout={PATIENCE}", f"--signals-to-handle={','.join(PASSED_ON)},SIGHUP,SIGQUIT"]
     command += ["--master-addr=127.0.0.1", f"--master-port={free_port()}", "-m", "lit_tfm.train"]
     last_word.forget(folder)
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace")
+    handed = [hold.handle] if hold is not None and hold.handle is not None else []
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, errors="replace", pass_fds=handed
+    )
     with _passed_on(process) as passed:
         complaints = process.stderr.read()
         status = process.wait()

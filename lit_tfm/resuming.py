@@ -16,6 +16,7 @@ from lit_tfm import targets
 from lit_tfm.callbacks.checkpoint_files import check, newest
 from lit_tfm.callbacks.replacing import is_sharded
 from lit_tfm.errors import UserError
+from lit_tfm.holding import held
 from lit_tfm.runs import ENDED, RunFolder
 
 MATTERS = ("model", "task", "data", "tokenizer", "optimizer", "schedule", "callbacks", "trainer", "seed")
@@ -144,11 +145,15 @@ def find_checkpoint(cfg: DictConfig, say: Callable[[str], None]) -> Path | None:
 
 
 def unfinished(cfg: DictConfig) -> Path | None:
-    """output_dir, where it is named, else the newest run of this name that has not ended, if it has a checkpoint."""
+    """output_dir, where it is named, else the newest run of this name that nobody trains and that has not ended.
+
+    Only where it has a checkpoint.
+    """
     if cfg.output_dir:
         return Path(cfg.output_dir) if newest_time(Path(cfg.output_dir)) else None
     folders = [folder for folder in (Path("outputs") / str(cfg.name)).glob("*") if newest_time(folder)]
-    return max((f for f in folders if RunFolder(f).status() not in ENDED), key=newest_time, default=None)
+    left = (folder for folder in folders if RunFolder(folder).status() not in ENDED and not held(folder))
+    return max(left, key=newest_time, default=None)
 
 
 def newest_time(run: Path) -> float:

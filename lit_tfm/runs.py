@@ -9,6 +9,7 @@ metrics.csv        step,seconds,tokens,name,value: one line a number
 summary.json       status, steps, tokens, seconds, parameters, last and best metrics
 checkpoints/       last.ckpt, best.ckpt ..., and the same weights as *.safetensors; in shards, a .ckpt is a folder
 events.out.*       TensorBoard
+.lock              while it is trained: by whom (holding.py)
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_tfm.callbacks.replacing import is_sharded
 from lit_tfm.errors import UserError
 from lit_tfm.foreign import load_config
+from lit_tfm.holding import LOCK
 
 _RECORDED = ("torch", "lightning", "torchmetrics", "hydra-core", "optuna", "datasets", "tokenizers", "numpy", "lit_tfm")
 COMMAND_VARIABLE = "LIT_TFM_COMMAND"  # for processes to which nothing was typed
@@ -44,7 +46,7 @@ _SECRET = re.compile(
 ENDED = ("finished", "pruned")  # statuses of a run that has nothing left to do
 # What a run makes in its folder, as far as its first checkpoint.
 MADE = ("config.yaml", "command.txt", "environment.json", "data.json", "tokenizer.json", "metrics.csv", "summary.json")
-BESIDE = ("trial.json", "log.txt", "error.txt", ".lock")  # what a sweep keeps in a run's folder before it is one
+BESIDE = ("trial.json", "log.txt", "error.txt", LOCK)  # what lies in a folder before it holds a run: a sweep's, a lock
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -141,7 +143,9 @@ class RunFolder:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
     def remove_if_empty(self) -> None:
-        if not any(self.path.iterdir()):
+        """Also where nothing but this process's lock lies there."""
+        if all(entry.name == LOCK for entry in self.path.iterdir()):
+            (self / LOCK).unlink(missing_ok=True)
             self.path.rmdir()
 
     def config(self) -> DictConfig:

@@ -16,7 +16,7 @@ from lightning import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from lit_tfm import hardware as machines
-from lit_tfm import launch, memory, screens
+from lit_tfm import holding, launch, memory, screens
 from lit_tfm.build import Parts, build, build_trainer, data_record, resume_checkpoint
 from lit_tfm.callbacks.checkpoint_files import newest
 from lit_tfm.callbacks.checkpoints import Checkpoints
@@ -48,6 +48,7 @@ class Session:
         launch.check(self.hardware)
         self.resume = launch.handed_on() or self._find_checkpoint()
         self.run_folder: RunFolder | None = None  # what this session has begun, should it have to begin again
+        self.hold: holding.Hold | None = None  # of the folder it trains in
         self.deadline = launch.deadline(cfg.get("time_limit", "auto"))
         seconds(cfg.get("watchdog"), "watchdog")  # what is no time is refused before the data are read
         if self.resume is not None and cfg.get("auto_batch"):  # what did not fit then does not fit now
@@ -59,10 +60,14 @@ class Session:
         hush()
         try:
             with leaving_at_once():
+                self._hold_what_is_there()
                 return self._run_in_memory()
         except Stopped as stop:
             self._say(stop)
             raise SystemExit(stop.status) from None
+        finally:
+            if self.hold is not None:
+                self.hold.close()
 
     def _say(self, stop: Stopped) -> None:
         begun = self.run_folder.path if self.run_folder else self.resume.parent.parent if self.resume else None
@@ -104,8 +109,7 @@ class Session:
 
     def _find_checkpoint(self) -> Path | None:
         """All ranks get the one that rank 0 finds: a file may be whole for one of them and broken for another."""
-        several = self.hardware.world_size > 1 and launch.started_from_outside()
-        if not several or self.cfg.resume is None or self.cfg.dry_run:
+        if not self._one_of_several() or self.cfg.resume is None or self.cfg.dry_run:
             return find_checkpoint(self.cfg, self.console.print)
         launch.join(self.hardware)
         return launch.agreed(lambda: find_checkpoint(self.cfg, self.console.print))
@@ -132,8 +136,7 @@ class Session:
 
     def _may_halve(self, error: OutOfMemory) -> bool:
         """Whether this process is the one that starts the run again, and there is something to halve."""
-        inside = self.hardware.world_size > 1 and launch.started_from_outside()
-        return bool(self.cfg.get("auto_batch")) and error.rows > 1 and not inside
+        return bool(self.cfg.get("auto_batch")) and error.rows > 1 and not self._one_of_several()
 
     def _halve(self, error: OutOfMemory) -> None:
         """Twice the micro-batches, each half as large: the global batch, and with it the run, stays what it is."""
@@ -149,12 +152,36 @@ class Session:
 
     # ---- the folder ----------------------------------------------------------------------------------------
 
+    def _one_of_several(self) -> bool:
+        """Whether this is a rank, started by torchrun, srun or lit_tfm itself."""
+        return self.hardware.world_size > 1 and launch.started_from_outside()
+
+    def _hold_what_is_there(self) -> None:
+        """The folder the run goes on or starts again in, before anything there is used. Raises UserError as `_take`."""
+        if folder := os.environ.get(launch.RUN_VARIABLE):
+            self.hold = holding.share(Path(folder))
+        elif self.cfg.resume is not None and not self.cfg.dry_run:
+            there = self.resume.parent.parent if self.resume else self.cfg.output_dir
+            if self._one_of_several():
+                launch.agreed(lambda: self._take(there))
+            else:
+                self._take(there)
+
+    def _take(self, folder: Path | str | None) -> None:
+        """Nobody else trains in the folder, if there is one, until this session ends. Raises UserError if one does."""
+        if self.hold is None and folder is not None and Path(folder).is_dir():
+            self.hold = holding.take(Path(folder))
+            if self.hold.handle is None:
+                notice = f"{folder}: no lock can be had there, so nothing but you keeps a second process out"
+                self.console.print(notice, soft_wrap=True)
+
     def _folder(self) -> RunFolder:
         """The run's folder; all ranks get rank 0's."""
         if folder := os.environ.get(launch.RUN_VARIABLE):
             self.run_folder = RunFolder(folder)
-        elif self.hardware.world_size > 1 and launch.started_from_outside():
+        elif self._one_of_several():
             self.run_folder = RunFolder(launch.agreed(lambda: str(self._make_folder().path)))
+            self.hold = self.hold or holding.share(self.run_folder.path)
         return self.run_folder or self._make_folder()
 
     def _make_folder(self) -> RunFolder:
@@ -169,8 +196,11 @@ class Session:
             return run
         wanted = self.cfg.output_dir
         if wanted is not None and self.cfg.resume == "auto":
+            self._take(wanted)
             RunFolder(wanted).clear_beginning()
-        return RunFolder.create(wanted or default_output_dir(self.cfg), exact=wanted is not None)
+        run = RunFolder.create(wanted or default_output_dir(self.cfg), exact=wanted is not None)
+        self._take(run.path)
+        return run
 
     # ---- ways to run ---------------------------------------------------------------------------------------
 
@@ -183,7 +213,7 @@ class Session:
         run = self._make_folder()
         with self._ending_recorded(run):
             run.write_origin(self.cfg, self.hardware.name)
-            launch.spawn(run.path.resolve(), self.hardware, self.resume, self.deadline)
+            launch.spawn(run.path.resolve(), self.hardware, self.resume, self.deadline, self.hold)
         summary = run.read_json("summary.json")
         return Result(run.path, summary["status"], summary["metrics"], summary["best"], summary)
 

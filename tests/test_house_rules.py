@@ -24,6 +24,7 @@ FLOORS = {
     "targets": 4,
     "config": 4,
     "hardware": 4,
+    "holding": 4,
     "runs": 4,
     "launch": 4,
     "last_word": 4,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_tfm.search.holders import birth
+from lit_tfm.holding import birth
 
 YAML = """
 experiment: bert_small

@@ -27,11 +27,11 @@ from omegaconf import DictConfig
 from lit_tfm import hardware
 from lit_tfm.callbacks.trial import TrialReport
 from lit_tfm.errors import UserError
+from lit_tfm.holding import birth, share
 from lit_tfm.runs import COMMAND_VARIABLE, ENDED, Result, RunFolder
 from lit_tfm.search.endings import Ending, of_exception
-from lit_tfm.search.holders import birth
 from lit_tfm.search.nursery import die_with_parent
-from lit_tfm.search.trial_folder import prepare, share, tail, write_record
+from lit_tfm.search.trial_folder import prepare, tail, write_record
 from lit_tfm.session import Session
 
 VARIABLE = "LIT_TFM_TRIAL"  # tells the ranks of a trial whose they are
@@ -106,7 +106,7 @@ def perform(order: Order) -> int:
         sys.stderr.write(ending.trace)
         (order.folder / "error.txt").write_text(ending.trace, encoding="utf-8")
     line.ended(ending)
-    os.close(held)
+    held.close()
     return 1 if ending.failed else 0
 
 

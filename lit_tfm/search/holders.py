@@ -4,42 +4,16 @@ On one machine a process is known by its id and its start; across machines by a 
 clock is compared with another's: an observer times, by its own clock, how long the sign has stayed the same.
 """
 
-import os
-import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from lit_tfm.holding import LOCK, birth, machine
 
 BEAT = 20.0  # seconds between two signs of life
 GRACE = 90.0  # seconds without one after which a worker of another machine counts as dead
 UNSIGNED = 10.0  # seconds a trial may be running without anybody's name on it
-
-
-def machine() -> str:
-    """This machine, this boot, this container: where a process id means something."""
-    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    since = boot.read_text().strip()[:8] if boot.exists() else f"{psutil.boot_time():.0f}"
-    return f"{socket.gethostname()}/{since}/{os.readlink(space)[5:-1] if space.exists() else ''}"
-
-
-def birth(pid: int) -> float | None:
-    """When the process started, in the kernel's ticks; None where there is none (any more)."""
-    try:
-        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return float(numbers[18]) if state not in "ZX" else None
-    except FileNotFoundError:
-        if os.path.exists("/proc/self/stat"):
-            return None
-    except (ProcessLookupError, PermissionError):
-        return None
-    try:
-        process = psutil.Process(pid)
-        return process.create_time() if process.status() != psutil.STATUS_ZOMBIE else None
-    except psutil.Error:
-        return None
 
 
 @dataclass(frozen=True)
@@ -87,7 +61,7 @@ class Observer:
 
 
 def sign_file(folder: str | Path) -> Path:
-    return Path(folder) / ".lock"
+    return Path(folder) / LOCK
 
 
 def sign_of_life(user_attrs: dict[str, Any], holder: Holder) -> tuple:

@@ -4,7 +4,6 @@ The lock is the kernel's: the worker and every process of the trial share it, an
 a trial over must have had it alone first, so two attempts never write into one folder.
 """
 
-import fcntl
 import os
 import shutil
 import signal
@@ -13,46 +12,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lit_tfm.holding import Hold, birth, machine, take_at_once
 from lit_tfm.runs import BESIDE, RunFolder
-from lit_tfm.search.holders import birth, machine, sign_file
 from lit_tfm.search.outcomes import read_json
 
 LINGERING = 2.0  # seconds a trial's process is given to notice that its worker died
 PATIENCE = 30.0
 
 
-def share(folder: Path) -> int:
-    """Join those who hold the folder, for the life of this process."""
-    held = os.open(sign_file(folder), os.O_RDWR | os.O_CREAT, 0o666)
-    _lock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    return held
-
-
-def take(folder: Path) -> int | None:
+def take(folder: Path) -> Hold | None:
     """The folder for this worker, when nobody else holds it any more; None where somebody goes on doing so."""
     folder.mkdir(parents=True, exist_ok=True)
-    held = os.open(sign_file(folder), os.O_RDWR | os.O_CREAT, 0o666)
     began = time.monotonic()
-    while not _lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB):
+    while (hold := take_at_once(folder)) is None:
         waited = time.monotonic() - began
         if waited > LINGERING:
             _end_recorded(folder)
         if waited > PATIENCE:
-            os.close(held)
             return None
         time.sleep(0.05)
-    _lock(held, fcntl.LOCK_SH)
-    return held
-
-
-def _lock(held: int, how: int) -> bool:
-    try:
-        fcntl.flock(held, how)
-        return True
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks: the study's own bookkeeping has to do
-        return True
+    hold.joined = True  # the file stays: its time is the trial's sign of life
+    return hold
 
 
 def _end_recorded(folder: Path) -> None:

@@ -21,10 +21,11 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from lit_tfm.errors import UserError
+from lit_tfm.holding import birth, machine
 from lit_tfm.search import tensorboard, trial_folder
 from lit_tfm.search.attempt import STACK, Objective, Order, perform
 from lit_tfm.search.endings import Ending, of_exception, of_status, retries
-from lit_tfm.search.holders import BEAT, Holder, birth, machine, sign_file
+from lit_tfm.search.holders import BEAT, Holder, sign_file
 from lit_tfm.search.nursery import Nursery
 from lit_tfm.search.patience import connect_patiently
 from lit_tfm.search.settings import SweepConfig
@@ -168,7 +169,7 @@ class Worker:
         try:
             self._attempts(trial, holder, folder)
         finally:
-            os.close(lock)
+            lock.close()
 
     def _attempts(self, trial: FrozenTrial, holder: Holder, folder: Path) -> None:
         failures: list[dict] = list(trial.user_attrs.get("failures", []))

@@ -17,7 +17,7 @@ import objectives
 import pytest
 from optuna.trial import TrialState
 
-from lit_tfm.search.holders import birth
+from lit_tfm.holding import birth
 from lit_tfm.search.looking import look
 from lit_tfm.search.supervisor import run_sweep
 

@@ -17,8 +17,9 @@ from optuna.trial import TrialState, create_trial
 from rich.cells import cell_len
 from rich.console import Console
 
+from lit_tfm.holding import birth, machine
 from lit_tfm.search import outcomes, status
-from lit_tfm.search.holders import Holder, birth, machine
+from lit_tfm.search.holders import Holder
 from lit_tfm.search.storage import connect
 
 NOON = datetime(2026, 11, 22, 12, 0)

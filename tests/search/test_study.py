@@ -15,8 +15,8 @@ import pytest
 from optuna.trial import TrialState
 
 from lit_tfm.errors import UserError
-from lit_tfm.search import holders
-from lit_tfm.search.holders import Holder, birth, machine
+from lit_tfm.holding import birth, machine
+from lit_tfm.search.holders import Holder
 from lit_tfm.search.storage import FileLock, connect, shown
 from lit_tfm.search.study import SharedStudy, Signature, open_study, salt
 from lit_tfm.search.supervisor import warm_up
@@ -169,7 +169,7 @@ def test_a_process_is_known_by_its_start(monkeypatch) -> None:
         os._exit(0)
     while Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
         time.sleep(0.01)
-    assert holders.birth(child) is None  # nothing runs there any more
+    assert birth(child) is None  # nothing runs there any more
     os.waitpid(child, 0)
 
 

@@ -1,7 +1,6 @@
 """A trial's folder: held by one attempt at a time, gone on with from its checkpoint, cleared where there is none."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from lit_tfm.holding import birth, machine, share
 from lit_tfm.search import trial_folder
-from lit_tfm.search.holders import birth, machine
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from lit_tfm.search.trial_folder import share
+from lit_tfm.holding import share
 
 held = share(Path(sys.argv[1]))
 print("held", flush=True)
@@ -45,17 +44,17 @@ def test_who_takes_a_folder_over_waits_until_nobody_else_writes_there(tmp_path: 
     lock = trial_folder.take(tmp_path)
     assert lock is not None
     assert process.wait(timeout=10) == -signal.SIGKILL
-    os.close(lock)
+    lock.close()
 
 
 def test_a_worker_and_its_trials_share_and_others_do_not(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(trial_folder, "PATIENCE", 0.2)
     mine = trial_folder.take(tmp_path)
-    trials = trial_folder.share(tmp_path)
+    trials = share(tmp_path)
     assert trial_folder.take(tmp_path) is None
-    os.close(mine)
+    mine.close()
     assert trial_folder.take(tmp_path) is None  # its process lives on
-    os.close(trials)
+    trials.close()
     began = time.monotonic()
     assert trial_folder.take(tmp_path) is not None
     assert time.monotonic() - began < 0.15
