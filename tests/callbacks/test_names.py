@@ -29,11 +29,19 @@ def ranking(path: Path) -> list[dict[str, float]]:
     return read(path)["callbacks"]["Checkpoints"]["ranking"]
 
 
+def none_is_better_than_step_two(path: Path) -> None:
+    saved = torch.load(path, weights_only=True)
+    assert [entry["step"] for entry in saved["callbacks"]["Checkpoints"]["ranking"]] == [2]
+    saved["callbacks"]["Checkpoints"]["ranking"][0]["value"] = 0.0
+    saved["callbacks"]["Record"]["best"]["val/loss"] = 0.0
+    torch.save(saved, path)
+
+
 def test_an_older_checkpoint_is_the_newest_once_the_run_goes_on_from_it(run, text_folder) -> None:
     """Killed before its first validation, too. Its ranking names a best (step 2) whose file was replaced since."""
     folder = run(*MLM, f"data.path={text_folder}", "trainer.max_steps=6").folder
     kept = folder / "checkpoints"
-    assert [entry["step"] for entry in ranking(kept / "step-3.ckpt")] == [2]
+    none_is_better_than_step_two(kept / "step-3.ckpt")
     assert steps(kept) == {LAST: 6, PREVIOUS: 4, "best.ckpt": 6, "best-2.ckpt": 4, "step-3.ckpt": 3, "step-6.ckpt": 6}
     cfg = config.compose([f"resume={kept / 'step-3.ckpt'}", "trainer.max_steps=8"])
     with pytest.raises(Crash):
@@ -42,7 +50,7 @@ def test_an_older_checkpoint_is_the_newest_once_the_run_goes_on_from_it(run, tex
     assert newest(kept) == (kept / LAST, [])
     done = train(config.compose([f"resume={folder}", "trainer.max_steps=8"]), quiet=True)
     found = ranking(kept / LAST)
-    assert {entry["step"] for entry in found} <= {4, 6, 8}
+    assert len({entry["step"] for entry in found} & {4, 6, 8}) == 2
     assert [steps(kept)["best.ckpt"], steps(kept)["best-2.ckpt"]] == [entry["step"] for entry in found]
     assert done.best["step"] == found[0]["step"]  # and not the figures of step 2, whose weights are gone
     assert done.best["val/loss"] == found[0]["value"]
@@ -68,7 +76,7 @@ def test_a_broken_newest_does_not_replace_the_one_gone_on_with(run, text_folder)
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from test_names import BEST, old
+from test_names import BEST
 import lit_tfm.callbacks.checkpoint_files as files
 from lit_tfm.callbacks.names import settle
 
@@ -91,7 +99,7 @@ fatal = 0
 while True:
     fatal += 1
     folder = Path(sys.argv[1], str(fatal))
-    old(folder)
+    shutil.copytree(sys.argv[3], folder)
     if not (child := os.fork()):
         watch(fatal)
         settle(folder, BEST, folder / sys.argv[2])
@@ -120,13 +128,20 @@ def old(folder: Path) -> None:
         (folder / f"step-{step}.safetensors").unlink()
 
 
-@pytest.mark.parametrize("resumed", ["step-4.ckpt", PREVIOUS])
-def test_killed_between_any_two_file_operations_the_one_gone_on_with_is_left(tmp_path, resumed) -> None:
+@pytest.mark.parametrize("resumed", ["step-4.ckpt", pytest.param(PREVIOUS, marks=pytest.mark.slow)])
+def test_killed_between_any_two_file_operations_the_one_gone_on_with_is_left(tmp_path, monkeypatch, resumed) -> None:
     """And the next start brings every name to where an undisturbed one does."""
+    old(tmp_path / "old")
     step = 4 if resumed == "step-4.ckpt" else 5
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), resumed], env=environment, check=True, timeout=120)
-    folders = sorted(tmp_path.iterdir(), key=lambda folder: int(folder.name))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # here only: it costs seconds
+    subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "killed"), resumed, str(tmp_path / "old")],
+        env=environment,
+        check=True,
+        timeout=120,
+    )
+    folders = sorted((tmp_path / "killed").iterdir(), key=lambda folder: int(folder.name))
     assert len(folders) >= 20
     expected = {LAST: step, "best.ckpt": 1, "best-2.ckpt": 3, "step-3.ckpt": 3, "step-4.ckpt": 4}
     expected |= {PREVIOUS: 5} if resumed == PREVIOUS else {}
