@@ -216,13 +216,15 @@ def corpus(work: Work, args: argparse.Namespace) -> Path:
     """A folder with the text so often that no epoch of the run ends: a whole batch a step, and something over."""
     from lit_tfm.data.tokenizers import Tokenizer
 
-    text, folder = args.text.read_text(), args.folder / "text"
+    text = args.text.read_text()
     wanted = examples(work, args) * work.text
     copies = math.ceil(1.25 * wanted / len(Tokenizer.from_file(args.tokenizer).encode(text)))
-    folder.mkdir(parents=True)
-    for number in range(copies):  # a file each: a document is tokenized in one piece
-        (folder / f"train-{number}.txt").write_text(text)
-    (folder / "valid.txt").write_text(text[:20_000])
+    folder = args.text.with_name(f"text-{copies}")
+    if not (folder / "valid.txt").exists():
+        folder.mkdir(exist_ok=True)
+        for number in range(copies):  # a file each: a document is tokenized in one piece
+            (folder / f"train-{number}.txt").write_text(text)
+        (folder / "valid.txt").write_text(text[:20_000])  # the last: then the folder is whole
     return folder
 
 

@@ -96,7 +96,8 @@ def runs(args: argparse.Namespace):
     with tempfile.TemporaryDirectory() as passing:
         folder = args.keep.resolve() if args.keep else Path(passing)
         folder.mkdir(parents=True, exist_ok=True)
-        yield Runs(folder, args)
+        earlier = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+        yield Runs(folder, args, max(earlier, default=0))
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -182,6 +182,14 @@ def test_without_a_gpu_it_says_so() -> None:
         pass
 
 
+def test_a_kept_folder_takes_further_runs(tmp_path) -> None:
+    for name in ("1", "2", "cache"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "512.json").touch()
+    with gpu_runs.runs(argparse.Namespace(device="cpu", keep=tmp_path)) as runs:
+        assert runs.count == 2
+
+
 def test_the_stopwatch_leaves_the_warmup_out() -> None:
     watch = Stopwatch(argparse.Namespace(device="cpu", warmup=2, steps=3))
     for _ in range(4):
