@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_tfm.models.config import TransformerConfig
 from lit_tfm.nn.block import Block
 from lit_tfm.nn.cache import KVCache
+from lit_tfm.nn.dropout import Dropout
 from lit_tfm.nn.init import init_weights
 from lit_tfm.nn.masks import Mask, document_mask, leading_padding, self_mask
 from lit_tfm.nn.neighbours import Neighbours
@@ -51,7 +52,7 @@ class Stack(nn.Module):
         if config.neighbours:
             self.neighbours = Neighbours(config.d_model, config.neighbours, causal=causal)
             self.neighbours_norm = _norm(config) if config.embedding_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.value_embedding = None
         if config.value_embeddings:
             self.value_embedding = nn.Embedding(config.vocab_size, config.n_kv_heads * config.head_dim)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_tfm.nn.dropout import Dropout
 from lit_tfm.nn.vocabulary_loss import vocabulary_loss
 
 
@@ -58,7 +59,7 @@ class ClassificationHead(nn.Module):
 
     def __init__(self, d_model: int, n_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear = nn.Linear(d_model, n_classes)
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_tfm.nn.dropout import Dropout
+
 
 class Norm(nn.Module):
     """RMS norm (Zhang and Sennrich 2019) or layer norm (Ba et al. 2016) of (..., C), with or without a learned gain.
@@ -46,7 +48,7 @@ class Residual(nn.Module):
         self.position = position
         self.norm = nn.Identity() if position == "rezero" else norm
         self.gain = nn.Parameter(torch.zeros(1)) if position == "rezero" else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def enter(self, x: Tensor) -> Tensor:
         return self.norm(x) if self.position == "pre" else x
