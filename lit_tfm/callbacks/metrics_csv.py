@@ -23,16 +23,15 @@ class MetricsCsv(Logger):
 
     def __init__(self, path: Path, progress: Progress, resume_step: int | None = None) -> None:
         super().__init__()
-        self.path, self.progress = path, progress
-        if resume_step is not None:
-            self._cut(resume_step)
+        self.path, self.progress, self.resume_step = path, progress, resume_step
 
     name = "csv"
     version = ""
 
-    @rank_zero_only
-    def _cut(self, step: int) -> None:
-        if not self.path.exists():
+    def _cut(self) -> None:
+        """Once, and not before the run really goes on: killed while it starts, it is what it was."""
+        step, self.resume_step = self.resume_step, None
+        if step is None or not self.path.exists():
             return
         with open(self.path, newline="", encoding="utf-8", errors="replace") as file:
             whole = (line for line in file if "\0" not in line)  # a power cut leaves such lines
@@ -46,6 +45,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._cut()
         before = self.path.stat().st_size if self.path.exists() else 0
         seconds, tokens = f"{self.progress.seconds:.3f}", self.progress.tokens
         rows = [[step, seconds, tokens, name, float(value)] for name, value in metrics.items()]
@@ -60,6 +60,7 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Called before every checkpoint: after a power cut no row is missing that comes before it."""
+        self._cut()
         if self.path.exists():
             sync(self.path)
 

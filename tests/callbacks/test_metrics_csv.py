@@ -15,7 +15,9 @@ def test_no_point_stands_twice_after_going_on(tmp_path) -> None:
         first.log_metrics({"val/loss": 5.0 - step, "train/loss": 6.0 - step}, step)
     with open(path, "ab") as file:  # a power cut: zeros, a torn line, bytes that are no text
         file.write(b"\0\0\0\0\n5,0.0,0,val/l\nfive,0.0,0,val/loss,1\n\xff\xfe\n")
+    before = path.read_bytes()
     again = MetricsCsv(path, Progress(max_steps=9), resume_step=2)
+    assert path.read_bytes() == before  # killed before it trains, it is still the run that it was
     for step in (3, 4, 5):
         again.log_metrics({"val/loss": 50.0 - step}, step)
     with open(path, newline="") as file:
@@ -25,6 +27,14 @@ def test_no_point_stands_twice_after_going_on(tmp_path) -> None:
     assert [(p.step, p.value) for p in points["val/loss"]] == [(1, 4.0), (2, 3.0), (3, 47.0), (4, 46.0), (5, 45.0)]
     assert [p.step for p in points["train/loss"]] == [1, 2]
     assert problem == ""
+
+
+def test_a_checkpoint_is_taken_of_a_run_without_its_abandoned_rows(tmp_path) -> None:
+    first = MetricsCsv(tmp_path / "metrics.csv", Progress(max_steps=9))
+    for step in (1, 2, 3):
+        first.log_metrics({"val/loss": 1.0}, step)
+    MetricsCsv(tmp_path / "metrics.csv", Progress(max_steps=9), resume_step=1).save()
+    assert [p.step for p in read_points(tmp_path / "metrics.csv")[0]["val/loss"]] == [1]
 
 
 def test_a_checkpoint_is_never_ahead_of_the_rows(run, text_folder, monkeypatch) -> None:
