@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import ranks
 from interruption import Crash, Interrupt
@@ -227,23 +228,29 @@ def test_ranks_that_outlive_the_process_that_was_typed(masked, tmp_path) -> None
     command = [sys.executable, "-m", "lit_tfm.train"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = [*command, *words, f"output_dir={folder}", "trainer.max_steps=1000000"]
-    process = subprocess.Popen(started, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(started, env=environment, stdout=subprocess.DEVNULL)
     while not (folder / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None
         time.sleep(0.1)
+    family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    going_on = [int(pid) for pid in holding._lockers(folder / holding.LOCK) if holding.birth(pid) is not None]
-    assert len(going_on) == 2
-    again = [*command, f"resume={folder}", "trainer.max_steps=1000000"]
-    refused = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=300)
-    named = f"processes {going_on[0]}, {going_on[1]} on this machine"
-    assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: {folder} is being trained by another process ({named})")
-    for pid in going_on:
-        os.kill(pid, signal.SIGKILL)
-    done = max(steps(folder))
-    again = [*command, f"resume={folder}", f"trainer.max_steps={done + 20}"]  # at once: torchrun still has to notice
-    assert subprocess.run(again, env=environment, timeout=300).returncode == 0
+    try:
+        going_on = [pid for pid in holding._lockers(folder / holding.LOCK) if holding.birth(pid) is not None]
+        assert len(going_on) == 2
+        again = [*command, f"resume={folder}", "trainer.max_steps=1000000"]
+        refused = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=300)
+        named = f"processes {going_on[0]}, {going_on[1]} on this machine"
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(f"error: {folder} is being trained by another process ({named})")
+        for pid in going_on:
+            os.kill(pid, signal.SIGKILL)
+        done = max(steps(folder))
+        again = [*command, f"resume={folder}", f"trainer.max_steps={done + 20}"]  # at once: torchrun has yet to notice
+        assert subprocess.run(again, env=environment, timeout=300).returncode == 0
+    finally:
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
     assert max(Counter(steps(folder)).values()) == 1
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
