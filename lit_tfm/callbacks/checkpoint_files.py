@@ -214,17 +214,21 @@ def newest(folder: Path, asked: str = "auto") -> tuple[Path, list[str]]:
 
 
 def _by_age(folder: Path) -> list[Path]:
-    """All checkpoints, the newest first: those of a later step than last.ckpt, then it, previous.ckpt and the rest.
+    """All checkpoints, the newest first: by step, last.ckpt and previous.ckpt before others of theirs.
 
-    Neither does the step tell alone (step-N.ckpt may be of a future that was given up by going on from an older one: of
-    a later step, but saved before last.ckpt took its place), nor the time (a copied folder has that of the copy).
+    step-N.ckpt may be of a future that was given up by going on from an older one. Then it was saved before one of an
+    earlier step, and comes at the end. The time alone does not tell the order: a copied folder has that of the copy.
     """
     saved = {path: path.stat().st_mtime for path in folder.glob("[!.]*.ckpt")}
     kept = [path for path in (folder / LAST, folder / PREVIOUS) if path in saved]
-    time = max((saved[path] for path in kept), default=0.0)
-    step = max((step_of(path) or 0 for path in kept), default=0)
-    steps = {path: step_of(path) for path in saved if saved[path] > time}
-    order = {path: math.inf if at is None else at for path, at in steps.items()}  # broken: to be told where it is newer
-    later = sorted((path for path, at in order.items() if at > step), key=order.__getitem__, reverse=True)
-    rest = sorted(saved.keys() - {*kept, *later}, key=saved.__getitem__, reverse=True)
-    return [*later, *kept, *rest]
+    oldest = min((saved[path] for path in kept), default=0.0)
+    steps = {path: step_of(path) for path in saved if path in kept or saved[path] > oldest}
+    # What can't be read counts as the newest: that it is broken is to be told.
+    order = {path: math.inf if step is None else step for path, step in steps.items()}
+    for path in kept[1:]:  # previous.ckpt: of a later step only where a kill came before it was removed
+        order[path] = min(order[path], order[kept[0]])
+    given_up = {path for path in order for each in kept if order[each] < order[path] and saved[path] < saved[each]}
+    mine = [path for path in order if path in kept or path not in given_up]
+    mine.sort(key=lambda path: (-order[path], path not in kept, path.name != LAST))
+    rest = sorted(saved.keys() - set(mine), key=saved.__getitem__, reverse=True)
+    return [*mine, *rest]

@@ -65,6 +65,21 @@ def test_of_a_later_step_is_newer_than_the_last_validation(folder) -> None:
     assert newest(folder)[0] == folder / "last.ckpt"
 
 
+def test_of_a_later_step_is_newer_than_the_one_before_a_broken_one(tmp_path) -> None:
+    io = AtomicCheckpointIO()
+    for step, name in [(3, "last"), (6, "last"), (8, "step-8"), (9, "last")]:
+        io.save_checkpoint(checkpoint(step), tmp_path / f"{name}.ckpt")
+        for path in tmp_path.glob("*.ckpt"):  # as if each had taken its time
+            os.utime(path, (1e9 + step_of(path),) * 2)
+    data = bytearray((tmp_path / "last.ckpt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "last.ckpt").write_bytes(data)
+    found, broken = newest(tmp_path)
+    assert (found.name, len(broken)) == ("step-8.ckpt", 1)
+    os.utime(tmp_path / "step-8.ckpt", (1e9, 1e9))  # of a future that was given up
+    assert newest(tmp_path)[0].name == "previous.ckpt"
+
+
 def test_no_flipped_bit_goes_unnoticed_that_changes_a_value(folder) -> None:
     draw, whole = random.Random(0), (folder / "last.ckpt").read_bytes()
     good, spoilt, noticed = torch.load(folder / "last.ckpt", weights_only=True), folder / "spoilt.ckpt", 0
