@@ -99,7 +99,7 @@ def test_the_rank_that_hangs_is_named(ranks) -> None:
     said = [line for _, errors in ended for line in errors.splitlines() if line.startswith("error: ")]
     assert len(said) == 1, ended
     assert "rank 1 is behind at step 3, forward pass, in " in said[0]
-    assert "faulty.py:11; the others wait at step 3, backward pass" in said[0]
+    assert "faulty.py:15; the others wait at step 3, backward pass" in said[0]
     assert "faulty.py" in ended[1][1]  # its stack
     assert "--- rank 0, step 3, backward pass" in ended[0][1]
     assert ranks.summary()["status"] == "failed"
