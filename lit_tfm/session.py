@@ -332,10 +332,14 @@ class Session:
         return result
 
     def _test(self, trainer: Trainer, parts: Parts, run: RunFolder) -> dict[str, float]:
-        """The test split, with the best checkpoint's weights."""
+        """The test split, with the best checkpoint's weights; with the last where no validation gave a number."""
+        best = run / "checkpoints" / "best.ckpt"
         kept = any(isinstance(c, Checkpoints) for c in trainer.callbacks)
-        best = str(run / "checkpoints" / "best.ckpt") if kept else None
-        trainer.test(parts.task, datamodule=parts.data, ckpt_path=best, verbose=False, weights_only=True)
+        there = kept and trainer.strategy.broadcast(best.exists())  # as rank 0 sees it
+        if kept and not there:
+            self.console.print(f"{best}: there is none, so the last weights are tested", soft_wrap=True)
+        where = str(best) if there else None
+        trainer.test(parts.task, datamodule=parts.data, ckpt_path=where, verbose=False, weights_only=True)
         return dict(parts.task.measured)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Callback
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -242,6 +243,22 @@ def test_the_test_split_is_measured_with_the_best_checkpoint(run, masked) -> Non
     assert (
         json.loads((result.folder / "summary.json").read_text())["metrics"]["test/loss"] == result.metrics["test/loss"]
     )
+
+
+class NoNumbers(Callback):
+    """As where every validation loss is NaN: none is the best."""
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        pl_module.measured["val/loss"] = math.nan
+        trainer.callback_metrics["val/loss"] = torch.tensor(math.nan)
+
+
+def test_where_none_is_the_best_the_last_weights_are_tested(masked, tmp_path, session_cache, capsys) -> None:
+    given = [*TINY, *masked, f"cache_dir={session_cache}", f"output_dir={tmp_path / 'run'}", "test=true"]
+    result = train(config.compose(given), callbacks=[NoNumbers()])
+    assert not (result.folder / "checkpoints" / "best.ckpt").exists()
+    assert math.isfinite(result.metrics["test/loss"])
+    assert "best.ckpt: there is none, so the last weights are tested" in capsys.readouterr().out
 
 
 def test_init_from_takes_over_what_fits_and_says_what_does_not(run, masked, labelled_csv, session_cache) -> None:
