@@ -43,7 +43,7 @@ def test_the_span_peer_hides_and_tells_the_same_tokens() -> None:
         kept, told = inputs[inputs < 90], labels[labels < 90]
         assert sorted([*kept, *told]) == sorted(tokens)
         assert len(told) == round(length * 0.15)
-        assert inputs[-1] == labels[-1] == 99
+        assert labels[-1] == 99  # its end; the encoder reads none, as ours
         assert (inputs >= 100).sum() in ((labels >= 100).sum(), (labels >= 100).sum() - 1, (labels >= 100).sum() + 1)
 
 
