@@ -64,6 +64,8 @@ class Watchdog(Callback):
         self._end()
 
     def on_exception(self, trainer: Trainer, pl_module, exception: BaseException) -> None:
+        if self._watch is not None and self._watch.ending.is_set():
+            self._watch.join()  # it ends the process; what failed here is an exchange with a rank that has ended so
         self._end()
 
     def _end(self) -> None:
@@ -81,6 +83,7 @@ class Watch(threading.Thread):
         super().__init__(name="watchdog", daemon=True)
         self.owner, self.rank, self.world = owner, rank, world
         self.over = threading.Event()
+        self.ending = threading.Event()  # the run hangs, and this process is about to end
         self.tick = min(LONGEST_TICK, owner.limit / 10)
         self.key = f"lit_tfm/watchdog/{next(Watch.numbers)}"
         self.store = dist.distributed_c10d._get_default_store().clone() if world > 1 else None
@@ -126,6 +129,7 @@ class Watch(threading.Thread):
 
     def _end(self) -> None:
         """Every rank writes down its stack, one of them says what is known; then all end."""
+        self.ending.set()
         try:
             with suppress(RuntimeError):  # the store is gone, as _speak will find
                 self._mark("hung")
@@ -141,12 +145,16 @@ class Watch(threading.Thread):
             os._exit(HUNG)
 
     def _speak(self) -> None:
-        """By the first rank to come here. Raises RuntimeError where the store went with the process that held it."""
-        if self.store is None or self._gathered():
-            finish_within(5, self.owner.tell, sentence(self._places(), self._answering, self.owner.limit))
-            self._mark("told")
-        else:
-            self._wait_for(["told"], 5)
+        """By the first rank to come here. Raises RuntimeError where the store went before that one was found."""
+        speaks = self.store is None or self._gathered()
+        answering = self._answering
+        if speaks:
+            finish_within(5, self.owner.tell, sentence(self._places(), answering, self.owner.limit))
+        with suppress(RuntimeError):  # the store may end with a rank that has heard it
+            self._mark("told") if speaks else self._wait_for(["told"], 5)
+            self._mark(f"heard/{self.rank}")
+            if self.rank == 0 and self.store is not None:  # it may hold the store, and goes last
+                self._wait_for([f"heard/{rank}" for rank in answering], 5)
 
     def _gathered(self) -> bool:
         """Wait until all stacks are written, or long enough; whether this rank is the one to speak."""
