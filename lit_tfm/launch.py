@@ -113,7 +113,7 @@ def spawn(folder: Path, hardware: Hardware, resume: Path | None, deadline: float
         status = process.wait()
     word = last_word.heard(folder)
     last_word.forget(folder)
-    if word is not None:
+    if word is not None and not _follows_a_kill(word, complaints):
         _repeat(word, complaints)
     if status:
         _end_as_the_ranks(complaints, passed, status)
@@ -129,6 +129,14 @@ def _repeat(word: LastWord, complaints: str) -> NoReturn:
         raise UserError(word.message, word.status)
     sys.stderr.write(harmless(f"rank {word.rank} failed, which ended the others:\n{word.trace}"))
     raise RankFailed(word.status, f"rank {word.rank}: {word.message}")
+
+
+def _follows_a_kill(word: LastWord, complaints: str) -> bool:
+    """Whether the rank that left the word failed because another was killed, which can leave none."""
+    root = STATUS.search(complaints)
+    if word.kind != "failed" or root is None or int(root.group(1)) == word.rank:
+        return False
+    return int(root.group(2)) < 0 and int(root.group(2)) != -signal.SIGTERM  # with that torchrun itself ends the others
 
 
 def _end_as_the_ranks(complaints: str, passed: list[int], status: int) -> NoReturn:
