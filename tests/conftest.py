@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -19,6 +20,9 @@ from lit_tfm.train import train
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A shell's background jobs ignore Ctrl-C, and what they start as well: the programs under test would not hear it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED = Path(os.environ.get("LIT_TFM_SHARED_DATA", Path(__file__).parent.parent.parent / "shared" / "data"))
 
 # Small enough that a step takes milliseconds, with every default of the recipe left as it is.

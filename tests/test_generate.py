@@ -7,7 +7,6 @@ import pty
 import re
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -241,7 +240,6 @@ class Terminal:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.chdir(cwd)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it, and pass that on
             os.execve(sys.executable, [sys.executable, "-m", "lit_tfm.generate", *map(str, arguments)], environment())
         self.seen = ""
 
