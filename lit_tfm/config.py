@@ -63,10 +63,27 @@ SUPPLIED = {
 def loosen(arguments: Iterable[str]) -> list[str]:
     """`model.softcap=30` -> `++model.softcap=30`: set it whether or not a yaml has named it; `key=~/x` -> home.
 
-    `experiment=PATH.yaml` becomes the name of an experiment that Hydra knows. Raises UserError where it can't be read.
+    `experiment=PATH.yaml` becomes the name of an experiment that Hydra knows. Raises UserError where it can't be read,
+    and for a group that is set to a list of what are no names.
     """
+    arguments = list(arguments)
+    for argument in arguments:
+        _check_choices(argument)
     homely = [_EXPERIMENT.sub(lambda found: f"experiment={register(found.group(1))}", at_home(a)) for a in arguments]
     return [f"++{argument}" if _PARAMETER.match(argument) else argument for argument in homely]
+
+
+def _check_choices(argument: str) -> None:
+    """`logger=[null]`: Hydra itself ends in a TypeError."""
+    group, _, chosen = argument.lstrip("+").partition("=")
+    if not chosen.startswith("[") or group.partition("@")[0] not in groups():
+        return
+    try:
+        names = OverridesParser.create().parse_override(argument).value()
+    except HydraException:  # told in one line when all are composed
+        return
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{argument}: a list of names is needed, e.g. 'logger=[tensorboard,wandb]'")
 
 
 def register(path: str | Path) -> str:
@@ -164,6 +181,8 @@ def resolve(cfg: DictConfig) -> None:
         OmegaConf.resolve(cfg)
     except COMPOSING as error:  # ${name} of nothing
         raise explain(error) from error
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{missing[0]}=???: a value is needed; type {missing[0]}=VALUE")
     check_resolved(OmegaConf.to_container(cfg))
 
 
@@ -196,7 +215,11 @@ def _typed_loggers(cfg: DictConfig, typed: list[str]) -> list[str]:
             chosen = override.value() if not rest else rest.partition(".")[0]
             names |= {str(name) for name in (chosen if isinstance(chosen, list) else [chosen])}
     nodes = [(cfg.get("logger") or {}).get(name) for name in sorted(names)]
-    return [module for node in nodes if node and (module := targets.sending(node.get("_target_"))) is not None]
+    return [module for node in nodes if (module := _sending(node)) is not None]
+
+
+def _sending(node: object) -> str | None:
+    return targets.sending(node.get("_target_")) if isinstance(node, DictConfig) else None
 
 
 def default_output_dir(cfg: DictConfig) -> Path:
@@ -318,6 +341,13 @@ def check_values(cfg: DictConfig) -> None:
     for group in TARGET_GROUPS[:6]:
         if not isinstance(cfg.get(group), DictConfig):
             raise UserError(f"{group}={cfg.get(group)}: a run needs one; `--help` lists them")
+    for group in TARGET_GROUPS[6:]:
+        nodes = cfg.get(group) or {}
+        if not isinstance(nodes, DictConfig | dict):
+            raise UserError(f"{group}={nodes}: it has parts with names, each with a _target_; `--help` lists them")
+        for name, node in nodes.items():
+            if node is not None and not (isinstance(node, DictConfig) and "_target_" in node):
+                raise UserError(f"{group}.{name}={node}: type {group}.{name}=null, or {group}.{name}.KEY=VALUE")
     if not _RUN_NAME.fullmatch(str(cfg.name)):
         raise UserError(f"name={cfg.name}: a folder in outputs is called so; letters, digits, blanks and .,+=@-() only")
     for key, kind, low, high, optional in VALUES:

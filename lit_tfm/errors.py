@@ -20,7 +20,7 @@ class UserError(Exception):
         self.status = status
 
 
-def nearest(word: str, options: Iterable[str]) -> str:
+def nearest(word: object, options: Iterable[str]) -> str:
     """ ", did you mean 'x'?" for the option spelled most like `word`, or "" when none is near."""
-    close = get_close_matches(word, [str(option) for option in options], n=1, cutoff=0.6)
+    close = get_close_matches(str(word), [str(option) for option in options], n=1, cutoff=0.6)
     return f", did you mean '{close[0]}'?" if close else ""
