@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 from lit_tfm.nn.cache import LayerCache
+from lit_tfm.nn.dropout import dropout as drop
 from lit_tfm.nn.masks import Mask
 from lit_tfm.nn.norm import Norm
 from lit_tfm.nn.positions import Positions
@@ -23,6 +24,9 @@ def attend(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Mask, *, scale: float | None = None, dropout: float = 0.0
 ) -> Tensor:
     """queries (B, H, T, D), keys and values (B, K, S, D) -> (B, H, T, D). `scale` None: 1 / sqrt(D)."""
+    if dropout and mask.blocks is None and queries.device.type == "cpu" and not torch.compiler.is_compiling():
+        # No kernel of a CPU's drops weights: SDPA would spell the same out, with slower random numbers.
+        return attend_explicit(queries, keys, values, mask, scale=scale, dropout=dropout)[0]
     grouped = keys.size(1) != queries.size(1)
     if mask.blocks is not None:
         flex = _compiled_flex() if queries.is_cuda and not torch.compiler.is_compiling() else flex_attention
@@ -57,17 +61,21 @@ def attend_explicit(
         raise ValueError("weights are not to be had by blocks: give the mask of self_mask")
     keys, values = _ungroup(queries, keys, values)
     scale = queries.size(-1) ** -0.5 if scale is None else scale
-    logits = (queries @ keys.transpose(-2, -1)).float() * scale  # (B, H, T, S)
-    visible = mask.tensor
+    logits = (queries * scale @ keys.transpose(-2, -1)).float()  # (B, H, T, S); there are fewer queries than logits
+    visible, blind = mask.tensor, None
     if mask.is_causal:
         visible = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
     if visible is not None and visible.dtype == torch.bool:
         logits = logits.masked_fill(~visible, -torch.inf)
     elif visible is not None:
         logits = logits + visible
-    blind = (logits == -torch.inf).all(dim=-1, keepdim=True)
-    weights = logits.softmax(dim=-1).masked_fill(blind, 0.0)
-    return F.dropout(weights, dropout).to(values.dtype) @ values, weights
+    if mask.tensor is not None:  # a softmax over nothing, and its gradient, are no numbers
+        hidden = ~visible if visible.dtype == torch.bool else visible == -torch.inf
+        blind = hidden.all(dim=-1, keepdim=True)  # (1|B, 1|H, T, 1)
+        logits = logits.masked_fill(blind, 0.0)
+    weights = logits.softmax(dim=-1)
+    weights = weights if blind is None else weights.masked_fill(blind, 0.0)
+    return drop(weights, dropout).to(values.dtype) @ values, weights
 
 
 def _ungroup(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

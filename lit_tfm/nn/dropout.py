@@ -12,14 +12,19 @@ from torch import Tensor, nn
 LEVELS = 1 << 16  # of a decision: `p` is rounded to a 65,536th, and the scale is that of the rounded one
 
 
+def dropout(x: Tensor, p: float) -> Tensor:
+    """Any shape -> the same: each element is 0 with probability `p`, and the others grow by 1 / (1 - p)."""
+    dropped = round(p * LEVELS)
+    if not 0 < dropped < LEVELS or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all of the 64 bits
+    decisions = draws.view(torch.int16)[: x.numel()].view(x.shape)  # from -LEVELS / 2 on
+    kept = (decisions >= dropped - LEVELS // 2).to(x.dtype)
+    return x * kept.mul_(LEVELS / (LEVELS - dropped))
+
+
 class Dropout(nn.Dropout):
-    """Any shape -> the same: in training each element is 0 with probability `p`, and the others grow by 1 / (1 - p)."""
+    """`dropout` in training, nothing elsewhere."""
 
     def forward(self, x: Tensor) -> Tensor:
-        dropped = round(self.p * LEVELS)
-        if not self.training or not 0 < dropped < LEVELS or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return F.dropout(x, self.p, self.training)
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # all of the 64 bits
-        decisions = draws.view(torch.int16)[: x.numel()].view(x.shape)  # from -LEVELS / 2 on
-        kept = (decisions >= dropped - LEVELS // 2).to(x.dtype)
-        return x * kept.mul_(LEVELS / (LEVELS - dropped))
+        return dropout(x, self.p) if self.training else x

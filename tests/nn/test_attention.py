@@ -144,3 +144,36 @@ def test_dropout_only_in_training():
     assert not torch.equal(layer(x, mask=Mask())[0], layer(x, mask=Mask())[0])
     layer.eval()
     assert torch.equal(layer(x, mask=Mask())[0], layer(x, mask=Mask())[0])
+
+
+@pytest.mark.parametrize("kind", ["none", "padding"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_dropout_drops_weights_and_on_the_average_changes_nothing(causal, kind):
+    mask = self_mask(T, T, causal=causal, **masks(kind))
+    queries, keys = torch.randn(B, H, T, D), torch.randn(B, 2, T, D)
+    values = torch.eye(T).expand(B, 2, T, T)  # what comes out is the weights
+    whole = attend(queries, keys, values, mask)
+    draws = torch.stack([attend(queries, keys, values, mask, dropout=0.25) for _ in range(2000)])
+    kept = draws != 0
+    torch.testing.assert_close(draws[kept], (whole / 0.75).expand_as(draws)[kept], atol=1e-4, rtol=1e-4)
+    assert abs(kept[:, whole > 0].double().mean().item() - 0.75) < 0.01
+    torch.testing.assert_close(draws.mean(0), whole, atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["bool", "float"])
+def test_the_blind_have_no_gradient_either(form):
+    seen = torch.ones(B, S, dtype=torch.bool)
+    seen[0] = False  # the first text's memory is all padding
+    mask = (
+        cross_mask(seen)
+        if form == "bool"
+        else Mask(torch.zeros(B, 1, 1, S).masked_fill(~seen[:, None, None], -torch.inf))
+    )
+    qkv = [torch.randn(B, H, length, D, requires_grad=True) for length in (T, S, S)]
+    for dropout in (0.0, 0.5):
+        out = attend(*qkv, mask, dropout=dropout)
+        assert out[0].abs().max() == 0
+        for gradient in torch.autograd.grad(out.square().sum(), qkv):
+            assert gradient[0].abs().max() == 0
+            assert gradient.isfinite().all()
+            assert gradient[1:].abs().max() > 0

@@ -21,3 +21,12 @@ def test_feed_forward_is_the_formula(name, gated, bias):
     inner = act(up[..., :10]) * up[..., 10:] if gated else act(up)
     assert inner.shape == (2, 3, 10)
     torch.testing.assert_close(layer(x), inner @ layer.down.weight.T + (layer.down.bias if bias else 0))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_have_the_gradient_of_the_formula(name):
+    x = torch.tensor([-3.0, -0.5, -0.0, 0.25, 1.0, 7.0], requires_grad=True)
+    upstream = torch.randn(x.shape)
+    ours, formula = (torch.autograd.grad(f(x), x, upstream)[0] for f in (ACTIVATIONS[name], FORMULAS[name]))
+    torch.testing.assert_close(ours[x != 0], formula[x != 0])  # at 0 a bend has no slope
+    assert ours.isfinite().all()

@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from lit_tfm.nn.norm import Norm, Residual
+from lit_tfm.nn.norm import Norm, Residual, rms_norm
 
 
 def test_rms_is_the_formula():
@@ -11,6 +12,24 @@ def test_rms_is_the_formula():
     assert norm.bias is None  # RMS norm has no shift
     nn.init.uniform_(norm.weight)
     torch.testing.assert_close(norm(x), x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight)
+
+
+@pytest.mark.parametrize("gain", [False, True])
+@pytest.mark.parametrize("layout", ["whole", "strided", "one row", "no rows", "zeros"])
+def test_rms_and_its_gradients_are_those_of_torch(gain, layout):
+    x = {
+        "whole": torch.randn(3, 4, 16) * torch.logspace(-4, 4, 12).reshape(3, 4, 1),
+        "strided": torch.randn(3, 24, 4).transpose(1, 2)[..., 5:21],
+        "one row": torch.randn(16),
+        "no rows": torch.randn(0, 16),
+        "zeros": torch.zeros(2, 16),
+    }[layout].requires_grad_()
+    weight = torch.randn(16, requires_grad=True) if gain else None
+    upstream, wanted = torch.randn(x.shape), [x, weight] if gain else [x]
+    ours, torchs = rms_norm(x, weight, 1e-6), F.rms_norm(x, (16,), weight, 1e-6)
+    torch.testing.assert_close(ours, torchs)
+    for one, other in zip(*(torch.autograd.grad(y, wanted, upstream) for y in (ours, torchs)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("weight", "bias"), [(False, False), (False, True), (True, False), (True, True)])
