@@ -58,6 +58,8 @@ RECIPES = {
         40,
         {
             "without neighbours": ["model.neighbours=0"],
+            "two neighbours on each side": ["model.neighbours=2"],
+            "without QK-norm": ["model.qk_norm=false"],
             "batches twice as large, half the steps": ["data.batch_size=32"],
             "AdamW for all, 1e-3": ["optimizer=adamw", "optimizer.lr=0.001"],
             "30 % masked": ["task.rate=0.3"],

@@ -262,7 +262,7 @@ def test_where_none_is_the_best_the_last_weights_are_tested(masked, tmp_path, se
 
 
 def test_init_from_takes_over_what_fits_and_says_what_does_not(run, masked, labelled_csv, session_cache) -> None:
-    first = run(*masked, folder="pretrained")
+    first = run(*masked, "model.tie_embeddings=false", folder="pretrained")
     classify = ["model=bert_small", "task=classification", "data=csv", f"data.path={labelled_csv}", *QUICK]
     classify += [f"init_from={first.folder}", f"cache_dir={session_cache}"]
     with pytest.raises(UserError, match=r"type tokenizer.path="):  # its ids would be other words
