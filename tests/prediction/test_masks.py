@@ -45,7 +45,7 @@ def test_answers_do_not_depend_on_the_batch(masks) -> None:
 
 def test_marks_of_the_format_are_no_answer(masks) -> None:
     with torch.no_grad():
-        masks.task.head.matrix.zero_()  # all tokens alike: the first ones would be [PAD] and its like
+        masks.task.head.weight.zero_()  # all tokens alike: the first ones would be [PAD] and its like
     (found,) = masks.predict([Row({}, "the [MASK]")])
     assert not {option["token"] for option in found.json["masks"][0]} & {"[PAD]", "[CLS]", "[SEP]", "[MASK]"}
 
