@@ -160,7 +160,7 @@ class Page:
             raise RuntimeError(f"{expression[:200]}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
-    def wait_for(self, condition: str, seconds: float = 60.0) -> None:
+    def wait_for(self, condition: str, seconds: float = 30.0) -> None:
         """Until the expression is true; the page's text is in the message of a failure."""
         until = time.monotonic() + seconds
         while not self.js(f"Boolean({condition})"):
@@ -168,7 +168,7 @@ class Page:
                 raise AssertionError(f"not within {seconds} s: {condition}\nthe page shows:\n{self.text()[:2000]}")
             time.sleep(0.1)
 
-    def wait_for_text(self, *texts: str, seconds: float = 60.0) -> str:
+    def wait_for_text(self, *texts: str, seconds: float = 30.0) -> str:
         """Until all of these are shown, each perhaps made of several elements; the page's text."""
         until = time.monotonic() + seconds
         while True:
