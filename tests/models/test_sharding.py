@@ -99,4 +99,3 @@ def test_two_sharded_processes_learn_what_one_does(tmp_path, case):
 
 if __name__ == "__main__":
     work(int(sys.argv[1]), sys.argv[2], sys.argv[3])
-    os._exit(0)  # a thread of gloo's that outlives its group aborts the process on its way out, seldom
