@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from lit_tfm.errors import UserError, nearest
+from lit_tfm.nn.products import FASTER, linear
 
 ACCELERATORS = ("auto", "cpu", "gpu")
 STRATEGIES = ("auto", "ddp", "fsdp")
@@ -104,7 +105,7 @@ def matmul_rate(hardware: Hardware) -> float:
     best = math.inf
     for _ in range(4):
         began = time.perf_counter()
-        float((a @ a)[0, 0])  # waits for the device
+        float(linear(a, a)[0, 0])  # waits for the device
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
 
@@ -114,4 +115,5 @@ def device_name(accelerator: str) -> str:
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return f"{found.group(1).strip() if found else platform.processor() or 'CPU'}, {torch.get_num_threads()} threads"
+    name = found.group(1).strip() if found else platform.processor() or "CPU"
+    return f"{name}, {torch.get_num_threads()} threads" + ", oneDNN" * FASTER  # which products: figures depend on it

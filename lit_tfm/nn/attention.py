@@ -18,6 +18,7 @@ from lit_tfm.nn.dropout import dropout as drop
 from lit_tfm.nn.masks import Mask
 from lit_tfm.nn.norm import Norm
 from lit_tfm.nn.positions import Positions
+from lit_tfm.nn.products import Linear
 
 
 def attend(
@@ -119,11 +120,11 @@ class Attention(nn.Module):
         self.cross, self.dropout, self.scale = cross, dropout, scale
         queries, both = self.n_heads * self.head_dim, 2 * self.n_kv_heads * self.head_dim
         if cross:
-            self.q = nn.Linear(d_model, queries, bias=bias)
-            self.kv = nn.Linear(d_model, both, bias=bias)
+            self.q = Linear(d_model, queries, bias=bias)
+            self.kv = Linear(d_model, both, bias=bias)
         else:
-            self.qkv = nn.Linear(d_model, queries + both, bias=bias)
-        self.output = nn.Linear(queries, d_model, bias=bias)
+            self.qkv = Linear(d_model, queries + both, bias=bias)
+        self.output = Linear(queries, d_model, bias=bias)
         gains = [Norm(self.head_dim, "rms", weight=qk_gain, eps=norm_eps) if qk_norm else None for _ in range(2)]
         self.q_norm, self.k_norm = gains
         self.value_gain = nn.Parameter(torch.full((1,), 0.5)) if value_embeddings and not cross else None

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lit_tfm.nn.products import Linear
+
 
 def relu2(x: Tensor) -> Tensor:
     """max(x, 0)^2 (So et al. 2021, Primer)."""
@@ -57,8 +59,8 @@ class FeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.activation, self.gated = ACTIVATIONS[activation], gated
-        self.up = nn.Linear(d_model, 2 * d_ff if gated else d_ff, bias=bias)
-        self.down = nn.Linear(d_ff, d_model, bias=bias)
+        self.up = Linear(d_model, 2 * d_ff if gated else d_ff, bias=bias)
+        self.down = Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)  # (B, T, F) or (B, T, 2F)

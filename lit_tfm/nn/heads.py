@@ -4,10 +4,10 @@ Shape letters: C model dim, V vocabulary.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_tfm.nn.dropout import Dropout
+from lit_tfm.nn.products import Linear, linear
 from lit_tfm.nn.vocabulary_loss import vocabulary_loss
 
 
@@ -44,7 +44,7 @@ class LMHead(nn.Module):
         return self.matrix if self._tied is None else self._tied[0].weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.cap(F.linear(hidden, self.weight, self.bias).float())
+        return self.cap(linear(hidden, self.weight, self.bias).float())
 
     def losses(self, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """hidden (N, C), labels (N,) -> the summed loss and what is differentiated; see nn/vocabulary_loss.py."""
@@ -60,7 +60,7 @@ class ClassificationHead(nn.Module):
     def __init__(self, d_model: int, n_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = Dropout(dropout)
-        self.linear = nn.Linear(d_model, n_classes)
+        self.linear = Linear(d_model, n_classes)
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
 

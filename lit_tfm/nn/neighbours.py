@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_tfm.nn.products import linear
+
 
 class Neighbours(nn.Module):
     """x_t + the sum over offsets d of W_d x_(t - d), (B, T, C) -> (B, T, C); the matrices start at zero.
@@ -35,7 +37,7 @@ class Neighbours(nn.Module):
         if seen is not None:
             row = row * seen[:, -row.size(1) :, None]
         first = row.size(1) - tokens  # where x begins in it
-        parts = F.linear(row, self.weight).chunk(len(self.offsets), dim=-1)
+        parts = linear(row, self.weight).chunk(len(self.offsets), dim=-1)
         others = None if documents is None else F.pad(documents, (reach, reach), value=-1)
         for offset, part in zip(self.offsets, parts, strict=True):
             left, right = max(0, offset - first), max(0, -offset)

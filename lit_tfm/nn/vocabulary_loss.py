@@ -9,9 +9,10 @@ Shape letters: N rows, R rows of a chunk, C model dim, V vocabulary.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from lit_tfm.nn.products import add_transposed_product, linear, transposed_zeros_like
 
 IGNORED = -100  # the label of a row that is no target
 CHUNK = 1 << 20  # logits at once: 4 MiB stay in a cache; fewer make matrix products too flat (benchmarks/RESULTS.md)
@@ -46,15 +47,16 @@ class _Chunked(torch.autograd.Function):
         given = (hidden, weight, bias)
         # Over the chunks the sums run in float32: bfloat16 would lose what is small beside a sum.
         summed = torch.promote_types(weight.dtype, torch.float32)
-        kinds = (hidden.dtype, summed, summed)
+        of_hidden, of_weight, of_bias = wanted
         grads = [
-            torch.zeros_like(x, dtype=kind) if want else None
-            for x, kind, want in zip(given, kinds, wanted, strict=True)
+            torch.zeros_like(hidden) if of_hidden else None,
+            transposed_zeros_like(weight, rows, summed) if of_weight else None,
+            torch.zeros_like(bias, dtype=summed) if of_bias else None,
         ]
         loss = hidden.new_zeros(2, dtype=torch.float32)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
-            raw = F.linear(hidden[part], weight, bias)
+            raw = linear(hidden[part], weight, bias)
             slope, capped = None, raw.float()
             if softcap is not None:
                 slope = torch.tanh(capped / softcap)
@@ -100,10 +102,10 @@ def _add_gradients(grads: list, change: Tensor, hidden: Tensor, weight: Tensor, 
     """What a chunk adds to the gradients of hidden, weight and bias. Products in the dtype of the logits."""
     of_hidden, of_weight, of_bias = grads
     if of_hidden is not None:
-        of_hidden[part] = change @ weight.to(change.dtype)
+        of_hidden[part] = linear(change, weight.to(change.dtype).mT)
     if of_weight is not None:
         if of_weight.dtype == change.dtype == hidden.dtype:
-            of_weight.addmm_(change.mT, hidden)
+            add_transposed_product(of_weight, change, hidden)
         else:
             of_weight.add_(change.mT @ hidden.to(change.dtype))
     if of_bias is not None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lit_tfm.nn.products import by_onednn, products
+
 Coefficients = Sequence[tuple[float, float, float]]
 
 # One triple (a, b, c) a step: X <- a X + b (X X^T) X + c (X X^T)^2 X maps each singular value to a x + b x^3 + c x^5.
@@ -41,23 +43,23 @@ def orthogonalize(x: Tensor, coefficients: Coefficients) -> Tensor:
 def _direct(x: Tensor, coefficients: Coefficients) -> Tensor:
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)  # Frobenius: all singular values are 1 at most
     for triple in coefficients:
-        x = _factor(x @ x.mT, triple) @ x
+        x = products(_factor(products(x, x.mT), triple), x)
     return x
 
 
 def _by_gram(x: Tensor, coefficients: Coefficients) -> Tensor:
     """The polynomials of one Gram matrix commute, so their product can be found first and be applied to x once."""
     tall = x.shape[-2] > x.shape[-1]
-    gram = x.mT @ x if tall else x @ x.mT  # (N, m, m)
+    gram = products(x.mT, x) if tall else products(x, x.mT)  # (N, m, m)
     square = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None].clamp_min(1e-14)  # trace = squared Frobenius norm
     gram.div_(square)
     product = factor = _factor(gram, coefficients[0])
     for triple in coefficients[1:]:
-        gram = factor @ gram @ factor
+        gram = products(products(factor, gram), factor)
         factor = _factor(gram, triple)
-        product = product @ factor
+        product = products(product, factor)
     product = product / square.sqrt()
-    return x @ product if tall else product @ x
+    return products(x, product) if tall else products(product, x)
 
 
 def _factor(gram: Tensor, triple: tuple[float, float, float]) -> Tensor:
@@ -66,6 +68,9 @@ def _factor(gram: Tensor, triple: tuple[float, float, float]) -> Tensor:
     The identity goes in here, not by baddbmm at the product with x: that would copy all of x first.
     """
     a, b, c = triple
-    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    if by_onednn(gram[0].numel() * gram.size(-1), gram, gram):
+        factor = products(gram, gram).mul_(c).add_(gram, alpha=b)
+    else:
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
     factor.diagonal(dim1=-2, dim2=-1).add_(a)
     return factor

@@ -19,6 +19,7 @@ from lit_tfm.data.facts import DataFacts
 from lit_tfm.data.tokenizers import Tokenizer
 from lit_tfm.errors import UserError
 from lit_tfm.nn.heads import LMHead
+from lit_tfm.nn.products import linear
 from lit_tfm.tasks.base import Batch
 from lit_tfm.tasks.language import pad, real
 from lit_tfm.tasks.readout import Readout
@@ -94,7 +95,7 @@ class LabelTextReadout(Readout):
         hidden = model.decode(self.inputs[which.flatten()], memory, mask)  # (B * R, D, C)
         if not model.config.tie_embeddings:
             return self.head(hidden)
-        return self.head.cap(F.linear(hidden, self.head.weight[self.words]).float())
+        return self.head.cap(linear(hidden, self.head.weight[self.words]).float())
 
     def _losses(self, logits: Tensor, which: Tensor, smoothing: float = 0.0) -> Tensor:
         """-log p of candidates `which` (B, R), summed over their scored tokens: (B, R)."""

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_tfm.nn import products
 from lit_tfm.nn.heads import LMHead
 from lit_tfm.nn.vocabulary_loss import IGNORED, vocabulary_loss
 
@@ -111,3 +112,17 @@ def test_memory_is_that_of_a_chunk() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         vocabulary_loss(hidden, weight, torch.zeros(2000, dtype=torch.long))
     assert sum(kept) == hidden.numel() + weight.numel()
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("words", [40, 6])  # more, and fewer, than the width
+def test_float32_by_either_library(monkeypatch, onednn, words) -> None:
+    monkeypatch.setattr(products, "FASTER", onednn)
+    monkeypatch.setattr(products, "LEAST", 1)
+    hidden, weight = torch.randn(150, 20, requires_grad=True), torch.randn(words, 20, requires_grad=True)
+    labels = torch.randint(words, (150,))
+    _, objective = vocabulary_loss(hidden, weight, labels, softcap=2.0, chunk=1)
+    expected = reference(hidden.double(), weight.double(), labels, None, 2.0, 0.0)[1]
+    torch.testing.assert_close(objective, expected.float())
+    ours, theirs = (torch.autograd.grad(x, [hidden, weight]) for x in (objective, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
