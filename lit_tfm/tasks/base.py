@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -339,10 +339,15 @@ class Task(LightningModule):
         if self.device_mesh is None or getattr(self, "_sharded", False):
             return
         mesh = self.device_mesh["data_parallel"]
-        for name, module in self.model.named_modules():
-            if name.rpartition(".")[0].endswith("blocks"):
-                fully_shard(module, mesh=mesh)
+        blocks = [m for name, m in self.model.named_modules() if name.rpartition(".")[0].endswith("blocks")]
+        on_cpu = mesh.device_type == "cpu"
+        for block in blocks:
+            fully_shard(block, mesh=mesh, reshard_after_forward=not on_cpu)
         fully_shard(self, mesh=mesh)
+        if on_cpu:
+            # There are no streams: each gather would hold up its block, once forward and once back. So all begin with
+            # the forward pass, in gloo's threads, and a block keeps its weights until its backward pass is through.
+            self.register_forward_pre_hook(lambda *_: _gather(blocks))
         self._sharded = True
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
@@ -360,3 +365,8 @@ def manual_seed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
+
+
+def _gather(blocks: list[FSDPModule]) -> None:
+    for block in blocks:
+        block.unshard(async_op=True)
