@@ -24,7 +24,6 @@ import torch
 import torch.distributed as dist
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -34,6 +33,7 @@ from lit_tfm.errors import UserError
 from lit_tfm.models.cost import flops_per_token
 from lit_tfm.tasks.nonfinite import NonFiniteLoss, Verdict, origin
 from lit_tfm.tasks.progress import Progress
+from lit_tfm.tasks.sharding import shard
 from lit_tfm.tasks.sums import Sums
 
 Batch = dict[str, Any]
@@ -335,19 +335,10 @@ class Task(LightningModule):
             group.update({key: value for key, value in now.items() if key not in then or then[key] != value})
 
     def configure_model(self) -> None:
-        """Shard under FSDP2: every block its own group, the rest (embedding, heads, norms) with the root."""
+        """Shard under FSDP2."""
         if self.device_mesh is None or getattr(self, "_sharded", False):
             return
-        mesh = self.device_mesh["data_parallel"]
-        blocks = [m for name, m in self.model.named_modules() if name.rpartition(".")[0].endswith("blocks")]
-        on_cpu = mesh.device_type == "cpu"
-        for block in blocks:
-            fully_shard(block, mesh=mesh, reshard_after_forward=not on_cpu)
-        fully_shard(self, mesh=mesh)
-        if on_cpu:
-            # There are no streams: each gather would hold up its block, once forward and once back. So all begin with
-            # the forward pass, in gloo's threads, and a block keeps its weights until its backward pass is through.
-            self.register_forward_pre_hook(lambda *_: _gather(blocks))
+        shard(self, self.model, self.device_mesh["data_parallel"])
         self._sharded = True
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
@@ -365,8 +356,3 @@ def manual_seed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
-
-
-def _gather(blocks: list[FSDPModule]) -> None:
-    for block in blocks:
-        block.unshard(async_op=True)
