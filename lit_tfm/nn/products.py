@@ -2,7 +2,7 @@
 
 torch gives these products to MKL, which leaves AVX-512 alone on AMD's processors: 80 to 100 GFLOP/s of a core that does
 190 to 230 by oneDNN, and 110 to 118 where that is kept to AVX2 (2026-11-28). It is the same float32, in another order
-of sums. Everything else goes torch's way: other processors and devices, other dtypes, autocast, torch.compile, tracing,
+of sums. Everything else goes torch's way: other processors and devices, other dtypes, autocast, torch.export, tracing,
 small products, whoever turns oneDNN off by `torch.backends.mkldnn.flags(enabled=False)`, and processes under
 `ulimit -v`: where no memory is left for its machine code oneDNN does not say so, it crashes.
 
@@ -34,14 +34,17 @@ def by_onednn(size: int, left: Tensor, right: Tensor) -> bool:
     return (
         FASTER
         and size >= LEAST
-        and not torch.compiler.is_compiling()
         and left.dtype == right.dtype == torch.float32
         and left.device.type == right.device.type == "cpu"
-        and torch.backends.mkldnn.enabled
-        and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
         and not torch.is_autocast_enabled("cpu")
-        and not torch._C._len_torch_dispatch_stack()  # counters of FLOPs and fake tensors know torch's own operators
+        and not torch.compiler.is_exporting()
+        # Counters of FLOPs and fake tensors know torch's own operators only.
+        and (torch.compiler.is_compiling() or (_usable() and not torch._C._len_torch_dispatch_stack()))
     )
+
+
+def _usable() -> bool:
+    return torch.backends.mkldnn.enabled and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -90,7 +93,23 @@ def products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _opaque_product(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+# Inductor would copy whatever is not contiguous before it calls the operator by its own name. Asks `_usable` only when
+# it runs: Dynamo can't look into `resource`, and to mark a function as a constant takes a second of imports.
+@torch.library.custom_op("lit_tfm::product", mutates_args=(), device_types="cpu")
+def _opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not _usable():
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@_opaque_product.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.size(0))
 
 
 class _Linear(torch.autograd.Function):

@@ -124,12 +124,12 @@ def test_whatever_else_goes_the_way_of_torch(taken):
     assert not taken
 
 
-@pytest.mark.parametrize(("least", "calls"), [(32 * 24 * 20, 2), (32 * 24 * 20 + 1, 0)])
-def test_small_products_go_the_way_of_torch(monkeypatch, taken, least, calls):
+@pytest.mark.parametrize(("least", "number"), [(32 * 24 * 20, 2), (32 * 24 * 20 + 1, 0)])
+def test_small_products_go_the_way_of_torch(monkeypatch, taken, least, number):
     monkeypatch.setattr(products, "LEAST", least)
     Linear(24, 20)(torch.randn(32, 24))
     transposed_product(torch.randn(32, 24), torch.randn(32, 20))
-    assert len(taken) == calls
+    assert len(taken) == number
 
 
 def test_limited_memory_goes_the_way_of_torch(monkeypatch, taken):
@@ -154,10 +154,58 @@ def test_counters_of_flops_count():
     assert counter.get_total_flops() == 2 * 2 * 32 * 24 * 20  # x has no gradient
 
 
-def test_compiled_as_without(taken):
+@pytest.fixture
+def anew():
+    """No code of earlier tests: torch.compile gives a function up that it has compiled eight times."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def calls(function, operator="lit_tfm::product"):
+    """How often `function` does this operator: ours stands for oneDNN inside of torch.compile."""
+    with torch.profiler.profile() as seen:
+        function()
+    return sum(event.count for event in seen.key_averages() if event.key == operator)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wide", [48, 8])
+def test_compiled_as_without(anew, backend, wide):
+    layer, x = Linear(24, wide), torch.randn(2, 16, 24, requires_grad=True)
+    learnt = [x, *layer.parameters()]
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    ours = torch.autograd.grad(compiled(x).square().sum(), learnt)
+    torch.testing.assert_close(ours, torch.autograd.grad(layer(x).square().sum(), learnt))
+    assert calls(lambda: torch.autograd.grad(compiled(x).square().sum(), learnt)) == 3
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layer(x))
+        assert calls(lambda: compiled(x)) == 1
+
+
+def test_compiled_code_heeds_a_limit_set_later(anew, monkeypatch):
+    layer, x = Linear(24, 48), torch.randn(32, 24, requires_grad=True)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert calls(lambda: compiled(x).sum().backward(), "mkldnn::_linear_pointwise") == 3
+    monkeypatch.setattr(products.resource, "getrlimit", lambda _: (1 << 40, 1 << 40))
+    assert calls(lambda: compiled(x).sum().backward(), "mkldnn::_linear_pointwise") == 0
+
+
+def test_compiled_at_any_length(anew):
+    """Whether a product is large enough is a question to sizes, which may be symbols."""
+    layer = Linear(24, 20)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    for rows in (7, 32, 40):
+        x = torch.randn(rows, 24)
+        torch.testing.assert_close(compiled(x), layer(x))
+        assert calls(lambda x=x: compiled(x)) == 1
+
+
+def test_exported_programs_know_nothing_of_ours():
     layer, x = Linear(24, 20), torch.randn(32, 24)
-    torch.testing.assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))
-    assert len(taken) == 1  # the second
+    program = torch.export.export(layer, (x,))
+    assert not [node for node in program.graph.nodes if "lit_tfm" in str(node.target)]
+    torch.testing.assert_close(program.module()(x), layer(x))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(40, 24), (24, 40), (24, 24)])
