@@ -14,13 +14,14 @@ from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw as adamw_
 
 from lit_tfm.errors import UserError, nearest
 from lit_tfm.optim.groups import Named, group, keep_if, number_by_model, split
 from lit_tfm.optim.orthogonal import COEFFICIENTS, Coefficients, orthogonalize
+from lit_tfm.optim.shares import by_shares
 
 
 def muon(
@@ -65,14 +66,15 @@ def muon(
 class Muon(Optimizer):
     """Groups with hidden=True hold named 2-D parameters and step by Muon, the others by fused AdamW.
 
-    Sharded parameters (DTensor, FSDP2) keep sharded momentum; the updates of all matrices of one shape are gathered in
-    one collective, orthogonalised whole on every rank, and each rank keeps its shard.
+    Several ranks deal the matrices out among themselves (shares.py): shards (DTensor, FSDP2) by themselves, keeping
+    their momentum sharded; copies (DDP) where `replicas` names the ranks whose weights and gradients are the same.
     """
 
     _step_supports_amp_scaling = True  # torch's word for: a step marked by `found_inf` is left out
 
     def __init__(self, groups: Sequence[dict]):
         super().__init__(groups, {})
+        self.replicas: ProcessGroup | None = None
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -98,8 +100,12 @@ class Muon(Optimizer):
             gradients = keep_if(bad, momenta, gradients)
         torch._foreach_lerp_(momenta, gradients, 1 - options["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, options["momentum"])  # Nesterov
-        fused = [options["split_fused"] and _fused(names[id(p)]) for p in parameters]
-        directions = _directions(updates, fused, COEFFICIENTS[options["coefficients"]])
+        fused = [_fused(names[id(p)]) if options["split_fused"] else "" for p in parameters]
+
+        def work(indices: Sequence[int], matrices: Sequence[Tensor]) -> list[Tensor]:
+            return _directions(matrices, [fused[index] for index in indices], COEFFICIENTS[options["coefficients"]])
+
+        directions = by_shares(updates, work, self.replicas)
         if bad is not None:
             torch._foreach_mul_(directions, 1 - bad)
         if options["weight_decay"]:
@@ -154,8 +160,8 @@ def _parts(update: Tensor, fused: str) -> Sequence[Tensor]:
 
 
 def _directions(updates: Sequence[Tensor], fused: Sequence[str], coefficients: Coefficients) -> list[Tensor]:
-    """The orthogonalised updates, scaled by sqrt(max(1, R / C)), sharded as they came."""
-    parts = [_parts(update, kind) for update, kind in zip(_gather(updates), fused, strict=True)]
+    """The orthogonalised updates, scaled by sqrt(max(1, R / C))."""
+    parts = [_parts(update, kind) for update, kind in zip(updates, fused, strict=True)]
     stacks: dict[torch.Size, list[Tensor]] = defaultdict(list)
     for part in chain.from_iterable(parts):
         stacks[part.shape].append(part)
@@ -165,8 +171,7 @@ def _directions(updates: Sequence[Tensor], fused: Sequence[str], coefficients: C
         orthogonal = orthogonalize(stack.to(_dtype(stack)), coefficients).to(stack.dtype)
         rows, columns = shape
         done[shape] = iter((orthogonal.mul_((rows / columns) ** 0.5) if rows > columns else orthogonal).unbind())
-    whole = [torch.cat([next(done[part.shape]) for part in of_one]) for of_one in parts]
-    return _shard(whole, updates)
+    return [torch.cat([next(done[part.shape]) for part in of_one]) for of_one in parts]
 
 
 def _dtype(x: Tensor) -> torch.dtype:
@@ -174,29 +179,3 @@ def _dtype(x: Tensor) -> torch.dtype:
     if x.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
-
-
-def _gather(updates: Sequence[Tensor]) -> list[Tensor]:
-    """Sharded matrices made whole on every rank: one collective for all of one shape."""
-    if not isinstance(updates[0], DTensor):
-        return list(updates)
-    shapes: dict[tuple, list[int]] = defaultdict(list)
-    for index, update in enumerate(updates):
-        shapes[update.shape, update.placements].append(index)
-    whole: dict[int, Tensor] = {}
-    for members in shapes.values():
-        stack = torch.stack([updates[index] for index in members]).full_tensor()  # (N, R, C)
-        whole.update(zip(members, stack.unbind(), strict=True))
-    return [whole[index] for index in range(len(updates))]
-
-
-def _shard(whole: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-    """The local shard of matrices that every rank holds whole: no communication."""
-    if not isinstance(like[0], DTensor):
-        return list(whole)
-    meshes = [model.device_mesh for model in like]
-    replicated = [
-        DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
-        for x, mesh in zip(whole, meshes, strict=True)
-    ]
-    return [x.redistribute(placements=model.placements) for x, model in zip(replicated, like, strict=True)]

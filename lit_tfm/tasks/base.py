@@ -320,6 +320,8 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         optimizer = self.make_optimizer(list(self.named_parameters()))
+        if hasattr(optimizer, "replicas") and self.device_mesh is None and dist.is_initialized():
+            optimizer.replicas = dist.group.WORLD  # DDP: weights and gradients are the same everywhere
         own = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]
         self._options = own
         return optimizer

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from conftest import Toolbox
 from lightning import Callback
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -17,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from lit_tfm.callbacks.samples import sample
 from lit_tfm.data.sampling import Key
 from lit_tfm.generation.sampling import Sampling
+from lit_tfm.optim import muon
 from lit_tfm.tasks.causal_lm import CausalLM
 from lit_tfm.tasks.classification import Classification
 from lit_tfm.tasks.masked_lm import MaskedLM
@@ -86,12 +88,28 @@ def train(tools: Toolbox, strategy: str, accumulate: int) -> dict[str, dict]:
     return results
 
 
+def by_muon(tools: Toolbox, strategy: str, accumulate: int) -> dict:
+    """The matrices that this rank orthogonalised in five steps, and the weights then."""
+    _, task, rows = next(tasks(tools))
+    task.make_optimizer = lambda named: muon.muon(named, lr=0.01, adamw_lr=0.001)
+    done, real = [], muon._directions
+    muon._directions = lambda matrices, *more: done.extend(matrices) or real(matrices, *more)
+    trainer = tools.fit(task, rows, 5, BATCH_SIZE, accumulate, strategy=STRATEGIES[strategy]())
+    muon._directions = real
+    return {"done": len(done), "weights": dict(trainer.strategy.lightning_module_state_dict())}
+
+
 def main(out: Path, strategy: str, *accumulates: int) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     tools = Toolbox()
     results = {accumulate: train(tools, strategy, accumulate) for accumulate in accumulates}
+    for accumulate in accumulates:
+        results[accumulate]["muon"] = by_muon(tools, strategy, accumulate)
     if int(os.environ.get("RANK", 0)) == 0:
         torch.save(results, out)
+    if dist.is_initialized():
+        dist.barrier()
+        os._exit(0)  # gloo's threads now and then abort a process that shuts down in order
 
 
 if __name__ == "__main__":

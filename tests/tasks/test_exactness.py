@@ -50,14 +50,25 @@ def same(run, reference):
             assert difference < 1e-6, f"{name} {key} {difference}"
 
 
+def half_the_matrices(run, reference):
+    """Of Muon on two ranks: each orthogonalises its share, and the weights are those of one process."""
+    assert reference["muon"]["done"] % 2 == 0
+    assert run["muon"]["done"] == reference["muon"]["done"] / 2
+    torch.testing.assert_close(run["muon"]["weights"], reference["muon"]["weights"], atol=1e-4, rtol=0)
+
+
 def test_accumulation(one_process):
     same(one_process[4], one_process[1])
 
 
 def test_two_processes_and_accumulation(one_process, tmp_path):
-    same(launch(tmp_path / "ddp.pt", "ddp", 2)[2], one_process[1])
+    run = launch(tmp_path / "ddp.pt", "ddp", 2)[2]
+    same(run, one_process[1])
+    half_the_matrices(run, one_process[1])
 
 
 @pytest.mark.slow
 def test_sharded(one_process, tmp_path):
-    same(launch(tmp_path / "fsdp.pt", "fsdp", 2)[2], one_process[1])
+    run = launch(tmp_path / "fsdp.pt", "fsdp", 2)[2]
+    same(run, one_process[1])
+    half_the_matrices(run, one_process[1])

@@ -1,0 +1,119 @@
+"""Work on matrices that several ranks hold, done by one rank for each matrix.
+
+What a rank does for every matrix costs every step the same, however many ranks there are: with a fixed global batch it
+soon is the most of a step. Here the ranks deal the matrices out among themselves, and exchange the results.
+Keller Jordan deals them out for DDP (https://github.com/KellerJordan/modded-nanogpt); so does this, and for shards.
+
+Shapes: N matrices, R rows, C columns.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from math import prod
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor, Shard
+
+# (indices of matrices, those matrices (R, C)) -> as many results of the same shapes
+Work = Callable[[Sequence[int], Sequence[Tensor]], Sequence[Tensor]]
+
+
+def by_shares(matrices: Sequence[Tensor], work: Work, replicas: ProcessGroup | None) -> list[Tensor]:
+    """The results of `work` on `matrices`, on every rank (collective), each sharded as its matrix.
+
+    Matrices sharded by FSDP2 are given to their rank whole, and the results return in shards: two exchanges that
+    together carry less than to gather every matrix everywhere. Others have to be the same on all ranks of `replicas`
+    (one exchange; without `replicas` there is none, and all the work is done here).
+    Raises NotImplementedError for shards other than FSDP2's, by rows over one dimension of the mesh.
+    """
+    if isinstance(matrices[0], DTensor):
+        return _shards(matrices, work)
+    if replicas is None or replicas.size() == 1:
+        return list(work(range(len(matrices)), matrices))
+    return _copies(matrices, work, replicas)
+
+
+@lru_cache
+def owners(shapes: tuple[torch.Size, ...], ranks: int) -> tuple[int, ...]:
+    """The rank of each matrix: the dearest first, each to the rank that has the least work so far."""
+    cost = [prod(shape) * min(shape) for shape in shapes]  # multiplications of a product with its transpose
+    loads, found = [0] * ranks, [0] * len(shapes)
+    for index in sorted(range(len(shapes)), key=lambda i: -cost[i]):
+        found[index] = loads.index(min(loads))
+        loads[found[index]] += cost[index]
+    return tuple(found)
+
+
+def _of_each(matrices: Sequence[Tensor], ranks: int) -> list[list[int]]:
+    """The indices that each rank owns."""
+    of = owners(tuple(matrix.shape for matrix in matrices), ranks)
+    return [[index for index, owner in enumerate(of) if owner == rank] for rank in range(ranks)]
+
+
+def _copies(matrices: Sequence[Tensor], work: Work, group: ProcessGroup) -> list[Tensor]:
+    owned = _of_each(matrices, group.size())
+    mine = owned[group.rank()]
+    done = work(mine, [matrices[index] for index in mine]) if mine else []
+    # Padded to the longest: gloo gathers only equal sizes.
+    longest = max(sum(matrices[index].numel() for index in indices) for indices in owned)
+    sent = matrices[0].new_zeros(longest)
+    torch.cat([matrices[0].new_empty(0), *(x.reshape(-1) for x in done)], out=sent[: sum(x.numel() for x in done)])
+    received = sent.new_empty(group.size(), longest).unbind()
+    dist.all_gather(list(received), sent, group=group)
+    results: dict[int, Tensor] = {}
+    for indices, part in zip(owned, received, strict=True):
+        shapes = [matrices[index].shape for index in indices]
+        results.update(zip(indices, _cut(part, shapes), strict=True))
+    return [results[index] for index in range(len(matrices))]
+
+
+def _shards(matrices: Sequence[DTensor], work: Work) -> list[Tensor]:
+    mesh, placements = matrices[0].device_mesh, matrices[0].placements
+    if any(m.device_mesh != mesh or m.placements != (Shard(0),) for m in matrices):
+        raise NotImplementedError(f"matrices sharded as {placements} over {mesh}: only by rows, over one dimension")
+    group, ranks = mesh.get_group(), mesh.size()
+    owned = _of_each(matrices, ranks)
+    mine = owned[group.rank()]
+    local = [m.to_local() for m in matrices]
+    rows = [_rows(m.size(0), ranks) for m in matrices]
+
+    shards = [[(rows[i][rank], matrices[i].size(1)) for i in mine] for rank in range(ranks)]
+    received = _exchange([[local[i] for i in indices] for indices in owned], shards, local[0], group)
+    done = work(mine, [torch.cat(parts) for parts in zip(*received, strict=True)]) if mine else []
+
+    parts = [result.split(rows[i]) for i, result in zip(mine, done, strict=True)]
+    back = [[local[i].shape for i in indices] for indices in owned]
+    received = _exchange([[part[rank] for part in parts] for rank in range(ranks)], back, local[0], group)
+    results = {i: x for indices, part in zip(owned, received, strict=True) for i, x in zip(indices, part, strict=True)}
+    return [
+        DTensor.from_local(results[i], mesh, placements, run_check=False, shape=m.shape, stride=m.stride())
+        for i, m in enumerate(matrices)
+    ]
+
+
+def _rows(rows: int, ranks: int) -> list[int]:
+    """How many each rank has, by the rule of `Shard(0)`: as torch.chunk, and none where there are too few."""
+    chunk = -(-rows // ranks)
+    return [max(0, min(chunk, rows - rank * chunk)) for rank in range(ranks)]
+
+
+def _exchange(
+    sent: Sequence[Sequence[Tensor]], shapes: Sequence[Sequence[Sequence[int]]], like: Tensor, group: ProcessGroup
+) -> list[list[Tensor]]:
+    """sent[r] goes to rank r; of rank r come tensors of shapes[r]."""
+    buffer = torch.cat([like.new_empty(0), *(x.reshape(-1) for part in sent for x in part)])
+    sizes = [sum(x.numel() for x in part) for part in sent]
+    coming = [sum(prod(shape) for shape in part) for part in shapes]
+    received = buffer.new_empty(sum(coming))
+    dist.all_to_all_single(received, buffer, coming, sizes, group=group)
+    return [_cut(part, of_rank) for part, of_rank in zip(received.split(coming), shapes, strict=True)]
+
+
+def _cut(flat: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The tensors of these shapes that lie in `flat` one behind the other; what is left is padding."""
+    sizes = [prod(shape) for shape in shapes]
+    pieces = flat[: sum(sizes)].split(sizes)
+    return [piece.view(*shape) for piece, shape in zip(pieces, shapes, strict=True)]

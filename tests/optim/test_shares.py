@@ -1,0 +1,63 @@
+"""Ranks that deal matrices out: every one is done once, the results are everywhere, and the work is even."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_tfm.optim.shares import by_shares, owners
+
+SCRIPT = Path(__file__).with_name("sharing.py")
+SIDES = st.integers(1, 4096)
+
+
+@given(st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=40), st.integers(1, 9))
+def test_no_rank_has_more_than_its_share_and_one_matrix(shapes, ranks):
+    of = owners(tuple(map(torch.Size, shapes)), ranks)
+    assert len(of) == len(shapes)
+    cost = [rows * columns * min(rows, columns) for rows, columns in shapes]
+    loads = [sum(c for c, owner in zip(cost, of, strict=True) if owner == rank) for rank in range(ranks)]
+    assert sum(loads) == sum(cost)
+    assert max(loads) <= sum(cost) / ranks + max(cost)
+
+
+def test_like_matrices_are_spread_evenly():
+    of = owners((torch.Size((256, 256)),) * 8, 4)
+    assert [of.count(rank) for rank in range(4)] == [2, 2, 2, 2]
+
+
+def test_alone_it_is_the_work_itself():
+    given = [torch.randn(3, 2), torch.randn(2, 5)]
+    found = by_shares(
+        given, lambda indices, matrices: [i + 2 * x for i, x in zip(indices, matrices, strict=True)], None
+    )
+    torch.testing.assert_close(found, [2 * given[0], 1 + 2 * given[1]])
+
+
+@pytest.mark.parametrize("ranks", [2, 3, pytest.param(9, marks=pytest.mark.slow)])
+def test_ranks_share_copies_and_shards(tmp_path, ranks):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [
+        subprocess.Popen([sys.executable, str(SCRIPT), str(rank), str(ranks), str(tmp_path)], env=environment, **pipes)
+        for rank in range(ranks)
+    ]
+    try:
+        said = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:  # when one fails, the others wait for it
+            process.kill()
+    for process, (_, errors) in zip(started, said, strict=True):
+        assert process.returncode == 0, errors
+    copies, shards, refused = zip(*(json.loads(out) for out, _ in said), strict=True)
+    assert sorted(chain(*copies)) == sorted(chain(*shards)) == list(range(7))
+    assert copies == shards
+    assert all(refused)
+    assert max(map(len, copies)) < 7
