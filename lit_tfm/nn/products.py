@@ -135,7 +135,13 @@ class _Linear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` by `linear`; the same parameters under the same names."""
+    """`torch.nn.Linear` by `linear`; the same parameters under the same names.
+
+    `parts`, where a weight holds several matrices below one another (heads): the rows of each, for optimizers of whole
+    matrices.
+    """
+
+    parts: tuple[int, ...]
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)

@@ -8,7 +8,6 @@ Shapes: N matrices, R rows, C columns.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from math import prod
 
 import torch
@@ -21,8 +20,12 @@ from torch.distributed.tensor import DTensor, Shard
 Work = Callable[[Sequence[int], Sequence[Tensor]], Sequence[Tensor]]
 
 
-def by_shares(matrices: Sequence[Tensor], work: Work, replicas: ProcessGroup | None) -> list[Tensor]:
+def by_shares(
+    matrices: Sequence[Tensor], costs: Sequence[int], work: Work, replicas: ProcessGroup | None
+) -> list[Tensor]:
     """The results of `work` on `matrices`, on every rank (collective), each sharded as its matrix.
+
+    `costs` say how dear one is beside another.
 
     Matrices sharded by FSDP2 are given to their rank whole, and the results return in shards: two exchanges that
     together carry less than to gather every matrix everywhere. Others have to be the same on all ranks of `replicas`
@@ -30,31 +33,24 @@ def by_shares(matrices: Sequence[Tensor], work: Work, replicas: ProcessGroup | N
     Raises NotImplementedError for shards other than FSDP2's, by rows over one dimension of the mesh.
     """
     if isinstance(matrices[0], DTensor):
-        return _shards(matrices, work)
+        return _shards(matrices, costs, work)
     if replicas is None or replicas.size() == 1:
         return list(work(range(len(matrices)), matrices))
-    return _copies(matrices, work, replicas)
+    return _copies(matrices, costs, work, replicas)
 
 
-@lru_cache
-def owners(shapes: tuple[torch.Size, ...], ranks: int) -> tuple[int, ...]:
-    """The rank of each matrix: the dearest first, each to the rank that has the least work so far."""
-    cost = [prod(shape) * min(shape) for shape in shapes]  # multiplications of a product with its transpose
-    loads, found = [0] * ranks, [0] * len(shapes)
-    for index in sorted(range(len(shapes)), key=lambda i: -cost[i]):
-        found[index] = loads.index(min(loads))
-        loads[found[index]] += cost[index]
-    return tuple(found)
+def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:
+    """Which matrices each rank works on: the dearest first, each to the rank that has the least work so far."""
+    loads, hands = [0] * ranks, [[] for _ in range(ranks)]
+    for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        rank = loads.index(min(loads))
+        loads[rank] += costs[index]
+        hands[rank].append(index)
+    return [sorted(hand) for hand in hands]
 
 
-def _of_each(matrices: Sequence[Tensor], ranks: int) -> list[list[int]]:
-    """The indices that each rank owns."""
-    of = owners(tuple(matrix.shape for matrix in matrices), ranks)
-    return [[index for index, owner in enumerate(of) if owner == rank] for rank in range(ranks)]
-
-
-def _copies(matrices: Sequence[Tensor], work: Work, group: ProcessGroup) -> list[Tensor]:
-    owned = _of_each(matrices, group.size())
+def _copies(matrices: Sequence[Tensor], costs: Sequence[int], work: Work, group: ProcessGroup) -> list[Tensor]:
+    owned = deal(costs, group.size())
     mine = owned[group.rank()]
     done = work(mine, [matrices[index] for index in mine]) if mine else []
     # Padded to the longest: gloo gathers only equal sizes.
@@ -70,12 +66,12 @@ def _copies(matrices: Sequence[Tensor], work: Work, group: ProcessGroup) -> list
     return [results[index] for index in range(len(matrices))]
 
 
-def _shards(matrices: Sequence[DTensor], work: Work) -> list[Tensor]:
+def _shards(matrices: Sequence[DTensor], costs: Sequence[int], work: Work) -> list[Tensor]:
     mesh, placements = matrices[0].device_mesh, matrices[0].placements
     if any(m.device_mesh != mesh or m.placements != (Shard(0),) for m in matrices):
         raise NotImplementedError(f"matrices sharded as {placements} over {mesh}: only by rows, over one dimension")
     group, ranks = mesh.get_group(), mesh.size()
-    owned = _of_each(matrices, ranks)
+    owned = deal(costs, ranks)
     mine = owned[group.rank()]
     local = [m.to_local() for m in matrices]
     rows = [_rows(m.size(0), ranks) for m in matrices]

@@ -211,6 +211,21 @@ def test_hidden_matrices_are_the_2d_parameters_of_blocks(make, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_heads_and_offsets_are_parts_of_their_matrices(make, kind):
+    """Muon takes each by itself."""
+    options = {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "neighbours": 1}
+    parts = {f"{name}.weight": m.parts for name, m in make(kind, **options).named_modules() if hasattr(m, "parts")}
+    sizes = {"qkv.weight": (8,) * 8, "q.weight": (8,) * 4, "kv.weight": (8,) * 4}
+    sizes["neighbours.weight"] = (32,) if kind == "decoder" else (32, 32)
+    ends = {end for end in sizes if any(name.endswith(f".{end}") or name == end for name in parts)}
+    assert ends == set(sizes) - (set() if kind == "encoder_decoder" else {"q.weight", "kv.weight"})
+    for name, rows in parts.items():
+        end = ".".join(name.split(".")[-2:])
+        both = kind == "encoder_decoder" and end == "neighbours.weight"
+        assert rows in ([(32,), (32, 32)] if both else [sizes[end]]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_forward_is_hidden(make, ids, kind):
     model, tokens = make(kind), ids(2, 5)
     arguments = (tokens, tokens) if kind == "encoder_decoder" else (tokens,)

@@ -24,16 +24,15 @@ def shared(matrices, replicas):
         seen.extend(indices)
         return [100 * index + x.cumsum(0).cumsum(1) for index, x in zip(indices, given, strict=True)]
 
-    return by_shares(matrices, work, replicas), seen
+    return by_shares(matrices, [matrix.numel() for matrix in matrices], work, replicas), seen
 
 
 def trained(replicas):
     """Weights after three steps of Muon."""
     torch.manual_seed(0)
-    kinds = ["qkv" if shape == (12, 4) else "up" for shape in SHAPES]
-    named = [(f"blocks.{i}.{kinds[i]}.weight", torch.nn.Parameter(torch.randn(s))) for i, s in enumerate(SHAPES)]
+    named = [(f"blocks.{i}.weight", torch.nn.Parameter(torch.randn(shape))) for i, shape in enumerate(SHAPES)]
     optimizer = muon(named)
-    optimizer.replicas = replicas
+    optimizer.replicas, optimizer.parts = replicas, {"blocks.0.weight": (4, 8)}
     for _ in range(3):
         for _, p in named:
             p.grad = torch.randn_like(p)

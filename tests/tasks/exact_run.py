@@ -96,7 +96,11 @@ def by_muon(tools: Toolbox, strategy: str, accumulate: int) -> dict:
     muon._directions = lambda matrices, *more: done.extend(matrices) or real(matrices, *more)
     trainer = tools.fit(task, rows, 5, BATCH_SIZE, accumulate, strategy=STRATEGIES[strategy]())
     muon._directions = real
-    return {"done": len(done), "weights": dict(trainer.strategy.lightning_module_state_dict())}
+    return {
+        "done": len(done),
+        "parts": trainer.optimizers[0].parts,
+        "weights": dict(trainer.strategy.lightning_module_state_dict()),
+    }
 
 
 def main(out: Path, strategy: str, *accumulates: int) -> None:
