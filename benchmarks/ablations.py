@@ -41,6 +41,7 @@ RECIPES = {
             "without value embeddings": ["model.value_embeddings=false"],
             "AdamW for all, 3e-3": ["optimizer=adamw", "~optimizer.adamw_lr", "optimizer.lr=0.003"],
             "embeddings and head at 3e-3": ["optimizer.adamw_lr=0.003"],
+            "heads and neighbours orthogonalised together": ["optimizer.split_fused=false"],
             "without QK-norm": ["model.qk_norm=false"],
             "GELU": ["model.activation=gelu"],
             "nothing started at zero": ["model.zero_init=false"],
@@ -59,6 +60,7 @@ RECIPES = {
         {
             "without neighbours": ["model.neighbours=0"],
             "two neighbours on each side": ["model.neighbours=2"],
+            "heads and neighbours orthogonalised together": ["optimizer.split_fused=false"],
             "without QK-norm": ["model.qk_norm=false"],
             "batches twice as large, half the steps": ["data.batch_size=32"],
             "AdamW for all, 1e-3": ["optimizer=adamw", "optimizer.lr=0.001"],
