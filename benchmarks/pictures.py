@@ -11,18 +11,26 @@ from measure import Ratio
 
 PICTURES = Path(__file__).parents[1] / "docs" / "images"
 OURS, THEIRS = "tab:orange", "tab:blue"
+FAR = 30
 
 
 def falling(name: str, curves: Mapping[str, Sequence[Curve]], target: float, title: str, value: str) -> Path:
     """docs/images/<name>.png, a loss against training time: every seed a thin line, the target dashed.
 
-    The peer's curves come first.
+    The peer's curves come first. Time is logarithmic where one side takes `FAR` times as long as the other: linear, the
+    shorter curves would be a vertical line.
     """
     figure, axes = plt.subplots(figsize=(7, 4), dpi=150)
+    ends = [run[-1].seconds for runs in curves.values() for run in runs]
+    far = max(ends) > FAR * min(ends)
+    if far:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
     for color, (label, runs) in zip((THEIRS, OURS), curves.items(), strict=False):
         for index, run in enumerate(runs):
-            style = {"color": color, "linewidth": 1.0, "label": label if index == 0 else None}
-            axes.plot([p.seconds for p in run], [p.value for p in run], **style)
+            points = [p for p in run if p.seconds > 0 or not far]
+            style = {"color": color, "linewidth": 1.0, "marker": ".", "label": label if index == 0 else None}
+            axes.plot([p.seconds for p in points], [p.value for p in points], **style)
     axes.axhline(target, color="gray", linestyle="--", linewidth=0.8, label=f"target {target:.3f}")
     axes.set(title=title, xlabel="training seconds", ylabel=value)
     axes.legend(frameon=False)
