@@ -125,7 +125,7 @@ class Attention(nn.Module):
         else:
             self.qkv = Linear(d_model, queries + both, bias=bias)
         for projection in (self.q, self.kv) if cross else (self.qkv,):
-            projection.parts = (self.head_dim,) * (projection.out_features // self.head_dim)
+            projection.weight_parts = (self.head_dim,) * (projection.out_features // self.head_dim)
         self.output = Linear(queries, d_model, bias=bias)
         gains = [Norm(self.head_dim, "rms", weight=qk_gain, eps=norm_eps) if qk_norm else None for _ in range(2)]
         self.q_norm, self.k_norm = gains

@@ -25,7 +25,7 @@ class Neighbours(nn.Module):
         self.reach = reach
         self.offsets = [*range(1, reach + 1), *([] if causal else range(-1, -reach - 1, -1))]
         self.weight = nn.Parameter(torch.zeros(len(self.offsets) * size, size))  # (N C, C)
-        self.parts = (size,) * len(self.offsets)  # matrices below one another in `weight`, for Muon
+        self.weight_parts = (size,) * len(self.offsets)  # matrices below one another in `weight`, for Muon
 
     def forward(
         self, x: Tensor, *, before: Tensor | None = None, seen: Tensor | None = None, documents: Tensor | None = None

@@ -2,9 +2,9 @@
 
 torch gives these products to MKL, which leaves AVX-512 alone on AMD's processors: 80 to 100 GFLOP/s of a core that does
 190 to 230 by oneDNN, and 110 to 118 where that is kept to AVX2 (2026-11-28). It is the same float32, in another order
-of sums. Everything else goes torch's way: other processors and devices, other dtypes, autocast, torch.export, tracing,
-small products, whoever turns oneDNN off by `torch.backends.mkldnn.flags(enabled=False)`, and processes under
-`ulimit -v`: where no memory is left for its machine code oneDNN does not say so, it crashes.
+of sums. Everything else goes torch's way: other processors and devices, other dtypes, autocast, torch.export and
+torch.func, small products, whoever turns oneDNN off by `torch.backends.mkldnn.flags(enabled=False)`, and processes
+under `ulimit -v`: where no memory is left for its machine code oneDNN does not say so, it crashes.
 
 Shape letters: R rows, C and D the widths of either side, N matrices.
 """
@@ -33,18 +33,27 @@ def by_onednn(size: int, left: Tensor, right: Tensor) -> bool:
     """Whether a product of these two goes by oneDNN; `size` is the number of its multiplications."""
     return (
         FASTER
-        and size >= LEAST
-        and left.dtype == right.dtype == torch.float32
         and left.device.type == right.device.type == "cpu"
+        and left.dtype == right.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_exporting()
-        # Counters of FLOPs and fake tensors know torch's own operators only.
-        and (torch.compiler.is_compiling() or (_usable() and not torch._C._len_torch_dispatch_stack()))
+        # Compiled code decides when it runs: a question to sizes compiles a block anew for each answer.
+        and (torch.compiler.is_compiling() or (_only_torch() and _pays(size)))
     )
 
 
-def _usable() -> bool:
-    return torch.backends.mkldnn.enabled and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+def _pays(size: int) -> bool:
+    return (
+        size >= LEAST
+        and torch.backends.mkldnn.enabled
+        and resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    )
+
+
+def _only_torch() -> bool:
+    """Nothing looks on that knows torch's own operators only: counters of FLOPs, fake tensors, torch.func, a trace."""
+    active = torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()
+    return not active and not torch.jit.is_tracing()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -98,11 +107,10 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-# Inductor would copy whatever is not contiguous before it calls the operator by its own name. Asks `_usable` only when
-# it runs: Dynamo can't look into `resource`, and to mark a function as a constant takes a second of imports.
+# Inductor would copy whatever is not contiguous before it calls the operator by its own name.
 @torch.library.custom_op("lit_tfm::product", mutates_args=(), device_types="cpu")
 def _opaque_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if not _usable():
+    if not _pays(x.numel() * weight.size(0)):
         return F.linear(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
@@ -137,11 +145,11 @@ class _Linear(torch.autograd.Function):
 class Linear(nn.Linear):
     """`torch.nn.Linear` by `linear`; the same parameters under the same names.
 
-    `parts`, where a weight holds several matrices below one another (heads): the rows of each, for optimizers of whole
-    matrices.
+    `weight_parts`, where a weight holds several matrices below one another (heads): the rows of each, for optimizers
+    of whole matrices.
     """
 
-    parts: tuple[int, ...]
+    weight_parts: tuple[int, ...]
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)

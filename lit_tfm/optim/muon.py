@@ -11,9 +11,10 @@ Shapes: N matrices of one shape, R rows, C columns.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw as adamw_
@@ -38,9 +39,9 @@ def muon(
 ) -> Optimizer:
     """`lr` and `weight_decay` are for hidden matrices, `adamw_lr` and `adamw_weight_decay` for embeddings and heads.
 
-    split_fused orthogonalises each of a parameter's `parts` by itself, where the optimizer is told of them: the heads
-    of query, key and value projections, the offsets of neighbours. What a head learns is a thing of its own, and small
-    matrices cost less.
+    split_fused orthogonalises by itself each of a parameter's parts: the heads of query, key and value projections,
+    the offsets of neighbours. What a head learns is a thing of its own, and small matrices cost less. A task tells its
+    optimizer of them; in a loop of one's own `optimizer.parts = parts_of(model)` does.
     (Character model, 4 layers of 64, 300 steps, means of 4 seeds: 1.963 split, 1.976 whole at the better of two rates,
     each seed better; polar_express 1.968.)
     Raises UserError where the model has no hidden matrices.
@@ -67,17 +68,21 @@ def muon(
 class Muon(Optimizer):
     """Groups with hidden=True hold named 2-D parameters and step by Muon, the others by fused AdamW.
 
-    `parts`: by a parameter's name the rows of the matrices that lie below one another in it.
+    `parts`: by a parameter's name the rows of the matrices that lie below one another in it (`parts_of`).
     Several ranks deal the matrices out among themselves (shares.py): shards (DTensor, FSDP2) by themselves, keeping
     their momentum sharded; copies (DDP) where `replicas` names the ranks whose weights and gradients are the same.
     """
 
     _step_supports_amp_scaling = True  # torch's word for: a step marked by `found_inf` is left out
 
+    replicas: ProcessGroup | None = None
+    parts: Mapping[str, Sequence[int]] = MappingProxyType({})
+
     def __init__(self, groups: Sequence[dict]):
         super().__init__(groups, {})
-        self.replicas: ProcessGroup | None = None
-        self.parts: Mapping[str, Sequence[int]] = {}
+
+    def __getstate__(self) -> dict:
+        return {**super().__getstate__(), "parts": dict(self.parts)}  # a group of processes can't be copied
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -105,6 +110,9 @@ class Muon(Optimizer):
         names = {id(p): name for name, p in zip(options["param_names"], options["params"], strict=True)}
         told = self.parts if options["split_fused"] else {}
         parts = [told.get(names[id(p)], (p.size(0),)) for p in parameters]
+        for p, rows in zip(parameters, parts, strict=True):
+            if sum(rows) != p.size(0):  # on every rank, before one of them works on it
+                raise ValueError(f"parts of {names[id(p)]}: {rows} rows, of {p.size(0)}")
 
         def work(indices: Sequence[int], matrices: Sequence[Tensor]) -> list[Tensor]:
             return _directions(matrices, [parts[index] for index in indices], COEFFICIENTS[options["coefficients"]])
@@ -144,6 +152,12 @@ class Muon(Optimizer):
             maximize=False,
             found_inf=bad,
         )
+
+
+def parts_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """What `Muon.parts` wants to know: the `weight_parts` of a module's layers, by their weights' names."""
+    layers = [(name, layer) for name, layer in module.named_modules() if hasattr(layer, "weight_parts")]
+    return {".".join(filter(None, (name, "weight"))): layer.weight_parts for name, layer in layers}
 
 
 def _cost(rows: int, columns: int) -> int:

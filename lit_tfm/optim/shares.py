@@ -8,6 +8,7 @@ Shapes: N matrices, R rows, C columns.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -28,18 +29,30 @@ def by_shares(
     `costs` say how dear one is beside another.
 
     Matrices sharded by FSDP2 are given to their rank whole, and the results return in shards: two exchanges that
-    together carry less than to gather every matrix everywhere. Others have to be the same on all ranks of `replicas`
-    (one exchange; without `replicas` there is none, and all the work is done here).
-    Raises NotImplementedError for shards other than FSDP2's, by rows over one dimension of the mesh.
+    together carry as much as to gather every matrix on two ranks, and less on more. Others have to be the same on all
+    ranks of `replicas` (one exchange; without `replicas` there is none, and all the work is done here).
+    Raises NotImplementedError for matrices of several dtypes, and for shards other than FSDP2's, by rows over one
+    dimension of the mesh.
     """
     if isinstance(matrices[0], DTensor):
+        _one_dtype(matrices)
         return _shards(matrices, costs, work)
     if replicas is None or replicas.size() == 1:
         return list(work(range(len(matrices)), matrices))
+    _one_dtype(matrices)
     return _copies(matrices, costs, work, replicas)
 
 
-def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:
+def _one_dtype(matrices: Sequence[Tensor]) -> None:
+    dtypes = {matrix.dtype for matrix in matrices}
+    if len(dtypes) > 1:
+        raise NotImplementedError(
+            f"ranks share matrices of one dtype; these have {', '.join(sorted(map(str, dtypes)))}"
+        )
+
+
+@lru_cache
+def deal(costs: tuple[int, ...], ranks: int) -> list[list[int]]:
     """Which matrices each rank works on: the dearest first, each to the rank that has the least work so far."""
     loads, hands = [0] * ranks, [[] for _ in range(ranks)]
     for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
@@ -50,10 +63,10 @@ def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:
 
 
 def _copies(matrices: Sequence[Tensor], costs: Sequence[int], work: Work, group: ProcessGroup) -> list[Tensor]:
-    owned = deal(costs, group.size())
+    owned = deal(tuple(costs), group.size())
     mine = owned[group.rank()]
     done = work(mine, [matrices[index] for index in mine]) if mine else []
-    # Padded to the longest: gloo gathers only equal sizes.
+    # Padded to the longest: gloo gathers only equal sizes. With more ranks than matrices that is most of it.
     longest = max(sum(matrices[index].numel() for index in indices) for indices in owned)
     sent = matrices[0].new_zeros(longest)
     torch.cat([matrices[0].new_empty(0), *(x.reshape(-1) for x in done)], out=sent[: sum(x.numel() for x in done)])
@@ -71,7 +84,7 @@ def _shards(matrices: Sequence[DTensor], costs: Sequence[int], work: Work) -> li
     if any(m.device_mesh != mesh or m.placements != (Shard(0),) for m in matrices):
         raise NotImplementedError(f"matrices sharded as {placements} over {mesh}: only by rows, over one dimension")
     group, ranks = mesh.get_group(), mesh.size()
-    owned = deal(costs, ranks)
+    owned = deal(tuple(costs), ranks)
     mine = owned[group.rank()]
     local = [m.to_local() for m in matrices]
     rows = [_rows(m.size(0), ranks) for m in matrices]
@@ -90,6 +103,7 @@ def _shards(matrices: Sequence[DTensor], costs: Sequence[int], work: Work) -> li
     ]
 
 
+@lru_cache
 def _rows(rows: int, ranks: int) -> list[int]:
     """How many each rank has, by the rule of `Shard(0)`: as torch.chunk, and none where there are too few."""
     chunk = -(-rows // ranks)

@@ -31,7 +31,7 @@ from lit_tfm.data.facts import DataFacts
 from lit_tfm.data.noise import number
 from lit_tfm.errors import UserError
 from lit_tfm.models.cost import flops_per_token
-from lit_tfm.optim.muon import Muon
+from lit_tfm.optim.muon import Muon, parts_of
 from lit_tfm.tasks.nonfinite import NonFiniteLoss, Verdict, origin
 from lit_tfm.tasks.progress import Progress
 from lit_tfm.tasks.sharding import shard
@@ -322,7 +322,7 @@ class Task(LightningModule):
     def configure_optimizers(self) -> Optimizer:
         optimizer = self.make_optimizer(list(self.named_parameters()))
         if isinstance(optimizer, Muon):
-            optimizer.parts = {f"{name}.weight": m.parts for name, m in self.named_modules() if hasattr(m, "parts")}
+            optimizer.parts = parts_of(self)
             if self.device_mesh is None and dist.is_initialized():
                 optimizer.replicas = dist.group.WORLD  # DDP: weights and gradients are the same everywhere
         own = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]

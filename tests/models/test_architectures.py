@@ -6,6 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_tfm.errors import UserError
 from lit_tfm.nn.positions import SCHEMES
+from lit_tfm.optim.muon import parts_of
 
 KINDS = ("encoder", "decoder", "encoder_decoder")
 RELATIVE = ("none", "rotary", "alibi", "t5")
@@ -214,7 +215,7 @@ def test_hidden_matrices_are_the_2d_parameters_of_blocks(make, kind):
 def test_heads_and_offsets_are_parts_of_their_matrices(make, kind):
     """Muon takes each by itself."""
     options = {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "neighbours": 1}
-    parts = {f"{name}.weight": m.parts for name, m in make(kind, **options).named_modules() if hasattr(m, "parts")}
+    parts = parts_of(make(kind, **options))
     sizes = {"qkv.weight": (8,) * 8, "q.weight": (8,) * 4, "kv.weight": (8,) * 4}
     sizes["neighbours.weight"] = (32,) if kind == "decoder" else (32, 32)
     ends = {end for end in sizes if any(name.endswith(f".{end}") or name == end for name in parts)}

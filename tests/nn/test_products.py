@@ -201,6 +201,32 @@ def test_compiled_at_any_length(anew):
         assert calls(lambda x=x: compiled(x)) == 1
 
 
+def test_compiled_code_asks_for_the_size_when_it_runs(anew, monkeypatch):
+    """A guard for each product's size would compile a block anew at every other length."""
+    monkeypatch.setattr(products, "LEAST", 20 * 24 * 20)
+    layer = Linear(24, 20)
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    for rows, of_onednn in ((7, 0), (32, 1), (9, 0), (40, 1)):
+        x = torch.randn(rows, 24)
+        torch.testing.assert_close(compiled(x), layer(x))
+        assert calls(lambda x=x: compiled(x), "mkldnn::_linear_pointwise") == of_onednn
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_transforms_of_torch_func_and_traces():
+    layer, x = Linear(24, 20), torch.randn(3, 32, 24)
+    weights = dict(layer.named_parameters())
+
+    def loss(weights, x):
+        return torch.func.functional_call(layer, weights, (x,)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, x)
+    loss(weights, x).backward()
+    torch.testing.assert_close(each["weight"].sum(0), layer.weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.jit.trace(layer, (x,))(x), layer(x))
+
+
 def test_exported_programs_know_nothing_of_ours():
     layer, x = Linear(24, 20), torch.randn(32, 24)
     program = torch.export.export(layer, (x,))

@@ -57,6 +57,16 @@ if __name__ == "__main__":
         assert one.placements == (Shard(0),)
         torch.testing.assert_close(one.full_tensor(), other)
 
+    for replicas, mixed in (
+        (dist.group.WORLD, [matrices[0], matrices[1].bfloat16()]),
+        (None, [distribute_tensor(x, mesh, [Shard(0)]) for x in (matrices[0], matrices[1].bfloat16())]),
+    ):
+        try:
+            shared(mixed, replicas)
+        except NotImplementedError:
+            continue
+        raise AssertionError("matrices of two dtypes were not refused")
+
     try:
         shared([distribute_tensor(x, mesh, [Shard(1)]) for x in matrices], None)
         refused = False

@@ -1,3 +1,5 @@
+import copy
+import pickle
 from types import MappingProxyType
 
 import pytest
@@ -57,6 +59,26 @@ def test_parts_are_orthogonalised_by_themselves(shape, parts):
 def test_they_can_stay_together():
     before, (gradient,), after = run([("qkv", (24, 8))], parts={"qkv": [4] * 6}, split_fused=False)["qkv"]
     torch.testing.assert_close(before - after, 0.1 * direction(gradient), atol=1e-5, rtol=0)
+
+
+def test_parts_have_to_cover_their_matrix():
+    with pytest.raises(ValueError, match=r"parts of blocks\.qkv\.weight: \[4, 4\] rows, of 24"):
+        run([("qkv", (24, 8))], parts={"qkv": [4, 4]})
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"])
+def test_a_copy_steps_as_the_original(copied):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(24, 8))
+    optimizer = muon([("blocks.qkv.weight", weight)])
+    optimizer.parts = {"blocks.qkv.weight": (4,) * 6}
+    twin = copied(optimizer)
+    other = twin.param_groups[0]["params"][0]
+    weight.grad, other.grad = torch.ones_like(weight), torch.ones_like(weight)
+    for each in (optimizer, twin):
+        each.step()
+    assert other is not weight
+    assert torch.equal(other, weight)
 
 
 def test_weight_decay_is_decoupled():
