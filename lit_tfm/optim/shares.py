@@ -43,6 +43,16 @@ def by_shares(
     return _copies(matrices, costs, work, replicas)
 
 
+def on_this_machine(machines: int) -> ProcessGroup:
+    """The ranks on this machine (collective); all machines have as many.
+
+    What `replicas` should be under DDP: between machines the exchange may take longer than what it saves.
+    """
+    if machines == 1:
+        return dist.group.WORLD
+    return dist.new_subgroups(dist.get_world_size() // machines)[0]
+
+
 def _one_dtype(matrices: Sequence[Tensor]) -> None:
     dtypes = {matrix.dtype for matrix in matrices}
     if len(dtypes) > 1:

@@ -32,6 +32,7 @@ from lit_tfm.data.noise import number
 from lit_tfm.errors import UserError
 from lit_tfm.models.cost import flops_per_token
 from lit_tfm.optim.muon import Muon, parts_of
+from lit_tfm.optim.shares import on_this_machine
 from lit_tfm.tasks.nonfinite import NonFiniteLoss, Verdict, origin
 from lit_tfm.tasks.progress import Progress
 from lit_tfm.tasks.sharding import shard
@@ -324,7 +325,8 @@ class Task(LightningModule):
         if isinstance(optimizer, Muon):
             optimizer.parts = parts_of(self)
             if self.device_mesh is None and dist.is_initialized():
-                optimizer.replicas = dist.group.WORLD  # DDP: weights and gradients are the same everywhere
+                # DDP: weights and gradients are the same everywhere.
+                optimizer.replicas = on_this_machine(self.trainer.num_nodes)
         own = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]
         self._options = own
         return optimizer

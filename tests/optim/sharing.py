@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from lit_tfm.optim.muon import muon
-from lit_tfm.optim.shares import by_shares
+from lit_tfm.optim.shares import by_shares, on_this_machine
 
 SHAPES = [(12, 4), (4, 12), (5, 4), (2, 3), (1, 7), (12, 4), (8, 8)]  # on three ranks: even, uneven, and none left
 
@@ -50,6 +50,11 @@ if __name__ == "__main__":
     copies, of_copies = shared(matrices, dist.group.WORLD)
     torch.testing.assert_close(copies, wanted)
 
+    machines = 3 if ranks == 9 else ranks
+    near, of_machine = shared(matrices, on_this_machine(machines))
+    torch.testing.assert_close(near, wanted)
+    assert on_this_machine(1) is dist.group.WORLD
+
     mesh = init_device_mesh("cpu", (ranks,))
     shards, of_shards = shared([distribute_tensor(x, mesh, [Shard(0)]) for x in matrices], None)
     for one, other in zip(shards, wanted, strict=True):
@@ -75,5 +80,5 @@ if __name__ == "__main__":
 
     torch.testing.assert_close(trained(dist.group.WORLD), trained(None), rtol=1e-4, atol=1e-5)
     dist.barrier()
-    print(json.dumps([of_copies, of_shards, refused]), flush=True)
+    print(json.dumps([of_copies, of_shards, of_machine, refused]), flush=True)
     os._exit(0)  # gloo's threads now and then abort a process that shuts down in order

@@ -52,8 +52,11 @@ def test_ranks_share_copies_and_shards(tmp_path, ranks):
             process.kill()
     for process, (_, errors) in zip(started, said, strict=True):
         assert process.returncode == 0, errors
-    copies, shards, refused = zip(*(json.loads(out) for out, _ in said), strict=True)
+    copies, shards, of_machines, refused = zip(*(json.loads(out) for out, _ in said), strict=True)
     assert sorted(chain(*copies)) == sorted(chain(*shards)) == list(range(7))
     assert copies == shards
     assert all(refused)
+    size = 3 if ranks == 9 else 1  # ranks of a machine
+    for first in range(0, ranks, size):
+        assert sorted(chain(*of_machines[first : first + size])) == list(range(7))
     assert max(map(len, copies)) < 7
