@@ -183,7 +183,21 @@ def build_trainer(
     )
     # Lightning's own leave with status 0 and no checkpoint, and wait for other ranks inside a signal handler.
     trainer._signal_connector.register_signal_handlers = lambda: None
+    for callback in trainer.callbacks:
+        leave_out(callback)
     return trainer
+
+
+# What Lightning calls for every callback at every step.
+STEP_HOOKS = ("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward")
+STEP_HOOKS += ("on_before_optimizer_step", "on_train_batch_end")
+
+
+def leave_out(callback: Callback) -> None:
+    """Lightning passes by hooks that can't be called; one that does nothing costs a name, a context and a call."""
+    for hook in STEP_HOOKS:
+        if getattr(type(callback), hook) is getattr(Callback, hook) and hook not in vars(callback):
+            setattr(callback, hook, None)
 
 
 def strategy(hardware: Hardware) -> Strategy | str:

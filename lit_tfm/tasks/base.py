@@ -320,6 +320,12 @@ class Task(LightningModule):
 
     # ---- set-up -----------------------------------------------------------------------------------------------
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning's, fifty times a step; nn.Module would ask whether it is a parameter
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def configure_optimizers(self) -> Optimizer:
         optimizer = self.make_optimizer(list(self.named_parameters()))
         if isinstance(optimizer, Muon):
