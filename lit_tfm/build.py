@@ -31,7 +31,7 @@ from lit_tfm.callbacks.record import Record
 from lit_tfm.callbacks.sharding import Sharding
 from lit_tfm.callbacks.tensorboard import HParams
 from lit_tfm.callbacks.trial import TrialReport
-from lit_tfm.callbacks.unwatched import Unwatched
+from lit_tfm.callbacks.unwatched import Unwatched, leave_out
 from lit_tfm.callbacks.watchdog import Watchdog
 from lit_tfm.callbacks.whereabouts import Whereabouts
 from lit_tfm.data.facts import DataFacts, SplitStats
@@ -186,18 +186,6 @@ def build_trainer(
     for callback in trainer.callbacks:
         leave_out(callback)
     return trainer
-
-
-# What Lightning calls for every callback at every step.
-STEP_HOOKS = ("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward")
-STEP_HOOKS += ("on_before_optimizer_step", "on_train_batch_end")
-
-
-def leave_out(callback: Callback) -> None:
-    """Lightning passes by hooks that can't be called; one that does nothing costs a name, a context and a call."""
-    for hook in STEP_HOOKS:
-        if getattr(type(callback), hook) is getattr(Callback, hook) and hook not in vars(callback):
-            setattr(callback, hook, None)
 
 
 def strategy(hardware: Hardware) -> Strategy | str:

@@ -34,13 +34,11 @@ def by_shares(
     Raises NotImplementedError for matrices of several dtypes, and for shards other than FSDP2's, by rows over one
     dimension of the mesh.
     """
-    if isinstance(matrices[0], DTensor):
-        _one_dtype(matrices)
-        return _shards(matrices, costs, work)
-    if replicas is None or replicas.size() == 1:
+    sharded = isinstance(matrices[0], DTensor)
+    if not sharded and (replicas is None or replicas.size() == 1):
         return list(work(range(len(matrices)), matrices))
     _one_dtype(matrices)
-    return _copies(matrices, costs, work, replicas)
+    return _shards(matrices, costs, work) if sharded else _copies(matrices, costs, work, replicas)
 
 
 def on_this_machine(machines: int) -> ProcessGroup:

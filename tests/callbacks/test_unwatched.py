@@ -3,7 +3,7 @@
 import pytest
 from lightning import Callback
 
-from lit_tfm.build import STEP_HOOKS, leave_out
+from lit_tfm.callbacks.unwatched import STEP_HOOKS, leave_out
 
 
 class Counts(Callback):
