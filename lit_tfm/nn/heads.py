@@ -15,6 +15,7 @@ class LMHead(nn.Module):
     """(..., C) -> logits (..., V) in float32, over a weight of its own or the embedding's (`tied`).
 
     `softcap`: logits become cap * tanh(logits / cap) (Bello et al. 2016; Gemma 2). `init_std` None: 1 / sqrt(C).
+    `compiled`: what the loss of training does to logits goes through torch.compile.
     """
 
     def __init__(
@@ -26,12 +27,13 @@ class LMHead(nn.Module):
         zero_init: bool = False,
         bias: bool = False,
         init_std: float | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         # The embedding stands in a tuple, which nn.Module does not look into: its weight keeps one owner and one name,
         # so that checkpoints, safetensors, DDP and FSDP see one parameter.
         self._tied = None if tied is None else (tied,)
-        self.softcap = softcap
+        self.softcap, self.compiled = softcap, compiled
         self.matrix = None if tied is not None else nn.Parameter(torch.empty(vocab_size, d_model))
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
         if self.matrix is not None:
@@ -48,7 +50,8 @@ class LMHead(nn.Module):
 
     def losses(self, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """hidden (N, C), labels (N,) -> the summed loss and what is differentiated; see nn/vocabulary_loss.py."""
-        return vocabulary_loss(hidden, self.weight, labels, self.bias, softcap=self.softcap, smoothing=smoothing)
+        options = {"softcap": self.softcap, "smoothing": smoothing, "compiled": self.compiled}
+        return vocabulary_loss(hidden, self.weight, labels, self.bias, **options)
 
     def cap(self, logits: Tensor) -> Tensor:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)

@@ -48,8 +48,14 @@ def document_ids(examples: list[dict], length: int) -> np.ndarray | None:
 def language_head(model: nn.Module) -> LMHead:
     """The head over the vocabulary that the model's config asks for; tied to its embedding if so."""
     config = model.config
-    tied = model.embedding if config.tie_embeddings else None
-    return LMHead(config.d_model, config.vocab_size, tied=tied, softcap=config.softcap, zero_init=config.zero_init)
+    return LMHead(
+        config.d_model,
+        config.vocab_size,
+        tied=model.embedding if config.tie_embeddings else None,
+        softcap=config.softcap,
+        zero_init=config.zero_init,
+        compiled=bool(config.compile),
+    )
 
 
 class LanguageTask(Task):

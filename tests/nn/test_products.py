@@ -154,14 +154,6 @@ def test_counters_of_flops_count():
     assert counter.get_total_flops() == 2 * 2 * 32 * 24 * 20  # x has no gradient
 
 
-@pytest.fixture
-def anew():
-    """No code of earlier tests: torch.compile gives a function up that it has compiled eight times."""
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 def calls(function, operator="lit_tfm::product"):
     """How often `function` does this operator: ours stands for oneDNN inside of torch.compile."""
     with torch.profiler.profile() as seen:

@@ -1,5 +1,7 @@
 """The chunked loss: the same sums and gradients as logits, softmax and autograd."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_tfm.nn import products
+from lit_tfm.nn import vocabulary_loss as module
 from lit_tfm.nn.heads import LMHead
 from lit_tfm.nn.vocabulary_loss import IGNORED, vocabulary_loss
 
@@ -27,17 +30,19 @@ def reference(hidden, weight, labels, bias, softcap, smoothing):
     smoothing=st.sampled_from([0.0, 0.1]),
     ignored=st.sampled_from([0.0, 0.5, 1.0]),
     biased=st.booleans(),
+    way=st.sampled_from([module._by_passes, module._by_elements]),
 )
-def test_sums_and_gradients_are_those_of_autograd(rows, words, softcap, smoothing, ignored, biased) -> None:
+def test_sums_and_gradients_are_those_of_autograd(rows, words, softcap, smoothing, ignored, biased, way) -> None:
     random = torch.Generator().manual_seed(rows * words)
     kinds = [(rows, 6), (words, 6), (words,)]
     values = [torch.randn(shape, generator=random, dtype=torch.float64, requires_grad=True) for shape in kinds]
     hidden, weight, bias = values[0], values[1], values[2] if biased else None
     labels = torch.randint(words, (rows,), generator=random)
     labels[torch.rand(rows, generator=random) < ignored] = IGNORED
-    loss, objective = vocabulary_loss(
-        hidden, weight, labels, bias, softcap=softcap, smoothing=smoothing, chunk=1
-    )  # 64 rows a chunk
+    with mock.patch.object(module, "_by_passes", way):
+        loss, objective = vocabulary_loss(
+            hidden, weight, labels, bias, softcap=softcap, smoothing=smoothing, chunk=1
+        )  # 64 rows a chunk
     expected = reference(hidden, weight, labels, bias, softcap, smoothing)
     torch.testing.assert_close(torch.stack([loss, objective]), torch.stack(expected).float(), rtol=1e-5, atol=1e-5)
     learnt = [value for value in (hidden, weight, bias) if value is not None]
@@ -103,6 +108,34 @@ def test_many_chunks_in_bfloat16_are_as_near_as_autograd() -> None:
     chunked = gradient(torch.bfloat16, lambda rows, leaf: vocabulary_loss(rows, leaf, labels, chunk=1)[1])
     off = [(found - true).norm() / true.norm() for found in (chunked, gradient(torch.bfloat16, plain))]
     assert off[0] < 2 * off[1]
+
+
+def test_compiled_it_is_one_graph_for_all_numbers_of_rows(anew, monkeypatch) -> None:
+    compiled = torch.compile(module._by_elements, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(module, "_compiled", lambda: compiled)
+    head = LMHead(16, 50, softcap=15.0, compiled=True)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for rows in (64, 300, 2_000_000 // 50, 7, 129):  # whole chunks, and what is left of them
+        hidden, labels = torch.randn(rows, 16, requires_grad=True), torch.randint(50, (rows,))
+        head.losses(hidden, labels)[1].backward()
+        ours, hidden.grad = hidden.grad, None
+        F.cross_entropy(head(hidden), labels, reduction="sum").backward()
+        torch.testing.assert_close(ours, hidden.grad)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 2  # of one size, and of any
+
+
+@pytest.mark.slow  # the real compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_as_without(anew, dtype) -> None:
+    head, hidden = LMHead(16, 500, softcap=15.0, compiled=True).to(dtype), torch.randn(200, 16, dtype=dtype)
+    labels = torch.where(torch.rand(200) < 0.1, IGNORED, torch.randint(500, (200,)))
+    leaves = [hidden.requires_grad_(), head.weight]
+    ours = head.losses(hidden, labels, 0.1)
+    head.compiled = False
+    expected = head.losses(hidden, labels, 0.1)
+    torch.testing.assert_close(torch.stack(ours), torch.stack(expected))
+    found, wanted = (torch.autograd.grad(objective, leaves) for _, objective in (ours, expected))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_memory_is_that_of_a_chunk() -> None:

@@ -45,3 +45,8 @@ def test_smoothing_is_for_training_only(tools, keyed):
     counted = batch["labels"] != -100
     uniform = -logits.mean(-1)[counted].sum()
     torch.testing.assert_close(trained.training_loss_sum, 0.8 * trained.loss_sum + 0.2 * uniform)
+
+
+@pytest.mark.parametrize(("compile", "asked"), [(False, False), (True, True), ("reduce-overhead", True)])
+def test_a_compiled_model_has_a_compiled_loss(tools, compile, asked):
+    assert tools.task(CausalLM, "decoder", model={"compile": compile}).head.compiled is asked
