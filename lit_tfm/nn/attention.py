@@ -166,7 +166,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (heads + 2 * groups, self.head_dim))  # (B, T, H + 2K, D)
         qk, v = qkv.split((heads + groups, groups), dim=2)
         if self.value_gain is not None:
-            v = v + self.value_gain * values.unflatten(-1, (groups, self.head_dim))
+            v = v + (self.value_gain * values.unflatten(-1, (groups, self.head_dim))).to(v.dtype)  # autocast: a float32
         qk = self._normed(qk)
         if positions is not None:
             qk = positions.rotate(qk, start)
