@@ -11,7 +11,10 @@ from pathlib import Path
 import gpu_contestants
 import gpu_ladder
 import gpu_runs
+import gpu_throughput
+import measure
 import numpy as np
+import pictures
 import pytest
 import torch
 from gpu_contestants import GPT, WORKS, Stopwatch, work_of
@@ -233,3 +236,14 @@ def test_a_checkouts_model_takes_the_place_of_our_own(tmp_path) -> None:
     )
     config = gpu_contestants.checkout_model(tmp_path, work_of("gpt2_124m", tiny=True, batch=4)).config
     assert (config.vocab_size, config.n_layer, config.block_size, config.bias) == (512, 2, 32, False)
+
+
+def test_the_picture_has_a_bar_for_each_peer(monkeypatch) -> None:
+    ratio = measure.Ratio.of([3.0, 2.0], [1.0, 1.0])
+    drawn = []
+    monkeypatch.setattr(pictures, "_saved", lambda name, figure, axes: drawn.append((name, axes)))
+    gpu_throughput.draw({"gpt2_124m": {"huggingface": ratio, "nanogpt": ratio}, "t5_base": {"huggingface": ratio}})
+    ((name, axes),) = drawn
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert (name, labels) == ("speed_gpu", ["gpt2_124m\nhuggingface", "gpt2_124m\nnanogpt", "t5_base\nhuggingface"])
+    assert [bar.get_height() for bar in axes.patches] == [2.5] * 3
