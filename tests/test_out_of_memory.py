@@ -171,7 +171,7 @@ def test_real_memory_that_runs_out(tmp_path, session_cache, text_folder) -> None
     """The process may have so many more bytes: of 64 rows the step does not fit, of fewer it does."""
     given = [f"cache_dir={session_cache}", f"data.path={text_folder}", f"output_dir={tmp_path / 'run'}"]
     given += ["data.batch_size=64", "data.block_size=256", "trainer.max_steps=1", "model.max_length=256"]
-    done = limited(100, *given, "auto_batch=true")
+    done = limited(75, *given, "auto_batch=true")  # from 50 to 100 it is so
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""
     said = [line for line in done.stdout.splitlines() if line.startswith("out of memory")]

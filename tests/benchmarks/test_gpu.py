@@ -12,6 +12,7 @@ import gpu_contestants
 import gpu_ladder
 import gpu_runs
 import gpu_throughput
+import matplotlib.pyplot as plt
 import measure
 import numpy as np
 import pictures
@@ -241,9 +242,10 @@ def test_a_checkouts_model_takes_the_place_of_our_own(tmp_path) -> None:
 def test_the_picture_has_a_bar_for_each_peer(monkeypatch) -> None:
     ratio = measure.Ratio.of([3.0, 2.0], [1.0, 1.0])
     drawn = []
-    monkeypatch.setattr(pictures, "_saved", lambda name, figure, axes: drawn.append((name, axes)))
+    monkeypatch.setattr(pictures, "_saved", lambda name, figure, axes: drawn.append((name, figure, axes)))
     gpu_throughput.draw({"gpt2_124m": {"huggingface": ratio, "nanogpt": ratio}, "t5_base": {"huggingface": ratio}})
-    ((name, axes),) = drawn
+    ((name, figure, axes),) = drawn
+    plt.close(figure)
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert (name, labels) == ("speed_gpu", ["gpt2_124m\nhuggingface", "gpt2_124m\nnanogpt", "t5_base\nhuggingface"])
     assert [bar.get_height() for bar in axes.patches] == [2.5] * 3
