@@ -162,7 +162,8 @@ def finish(
     with open_dict(cfg):
         cfg.choices = chosen
         cfg.allow_targets = allowed  # what a yaml says of it counts for nothing
-        if not (OmegaConf.is_interpolation(cfg, "name") or cfg.name):
+        said = OmegaConf.is_interpolation(cfg, "name") or OmegaConf.is_missing(cfg, "name")  # which `resolve` refuses
+        if not (said or cfg.name):
             cfg.name = chosen.get("experiment") or f"{chosen.get('model')}-{chosen.get('task')}"
     resolve(cfg)
     cfg, composed = _continued(cfg, words), cfg

@@ -5,7 +5,6 @@ so that `--help` and `--cfg job` answer at once.
 """
 
 import os
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,13 +59,19 @@ def trial_callbacks() -> "list[Callback]":
 
 
 def main() -> None:
+    from lit_tfm.leaving import leave_with
+
+    leave_with(_main)
+
+
+def _main() -> int:
     from lit_tfm.command_line import hydra_verb, run_verb
     from lit_tfm.late_imports import quicken
 
     if folder := os.environ.get("LIT_TFM_RUN"):  # one rank of a run that launch.py started
         quicken()
-        sys.exit(run_rank(Path(folder)))
-    sys.exit(run_verb(lambda: hydra_verb(train, check_grid)))
+        return run_rank(Path(folder))
+    return run_verb(lambda: hydra_verb(train, check_grid))
 
 
 if __name__ == "__main__":

@@ -81,3 +81,8 @@ def test_nonsense(recipe: str, data: st.DataObject) -> None:
 @settings(max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
 def test_much_nonsense(recipe: str, data: st.DataObject) -> None:
     check(recipe, data)
+
+
+def test_a_name_that_is_left_open_is_asked_for() -> None:
+    with pytest.raises(UserError, match=r"^name=\?\?\?: a value is needed; type name=VALUE$"):
+        config.compose(["experiment=bert_small", "name=???"])

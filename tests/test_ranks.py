@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -49,6 +50,16 @@ class Faulty(MaskedLM):
             if kind in signal.Signals.__members__:
                 os.kill(os.getpid(), signal.Signals[kind])
         return super().step(batch)
+
+class Bomb:
+    def __init__(self):
+        self.abort = os.abort
+
+    def __del__(self):
+        self.abort()
+
+if os.environ["FAULT"].startswith("abort") and "RANK" in os.environ:
+    torch.bomb = Bomb()
 """
 
 
@@ -164,6 +175,14 @@ def test_a_rank_that_is_killed(ranks) -> None:
     assert len(errors.splitlines()) == 1
     assert ranks.saved() == 4
     assert ranks.summary()["status"] == "failed"
+
+
+def test_what_aborts_when_python_has_ended_is_not_reached(ranks) -> None:
+    """As gloo's threads do now and then: of ranks that lit_tfm started, and that another did."""
+    assert ranks.run("abort 9 9", "trainer.max_steps=2") == (0, ANY, "")
+    assert ranks.summary()["status"] == "finished"
+    ranks.options.append(f"output_dir={ranks.folder}-2")
+    assert ranks.run_both("abort 9 9", "trainer.max_steps=2") == [(0, ""), (0, "")]
 
 
 @pytest.mark.slow

@@ -66,7 +66,9 @@ def test_masked_words(tmp_path, capsys) -> None:
         (tmp_path / f"{split}.txt").write_text("\n".join(sentence(draw) for _ in range(600)))
     typed = ["--path", str(tmp_path), "--quick", "--steps", "4", "--peer-steps", "2", "--every", "2", "--dry"]
     time_to_loss_mlm.main([*typed, *TINY, "data.batch_size=4", "tokenizer.vocab_size=64", f"cache_dir={tmp_path}"])
-    assert "Hugging Face (0.0005): loss" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "| Hugging Face: learning rate | loss |" in said
+    assert "\n| 1 | 0.0005 |" in said
 
 
 @pytest.mark.slow

@@ -99,3 +99,5 @@ def test_two_sharded_processes_learn_what_one_does(tmp_path, case):
 
 if __name__ == "__main__":
     work(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads abort some processes that end in Python's way, see lit_tfm/leaving.py
