@@ -38,7 +38,7 @@ def vocabulary_loss(
 
     Only the objective has a gradient; it is the loss with `smoothing` of the labels (Szegedy et al. 2016), and the loss
     itself without. `softcap` as in `LMHead`. The gradient is that of autograd up to rounding, and goes no second order.
-    `compiled`: torch.compile makes two passes of what happens to a chunk's logits, instead of about ten.
+    `compiled`: torch.compile fuses what happens to a chunk's logits, which else is about ten passes.
     """
     chunk = chunk or (CHUNK if hidden.device.type == "cpu" else ACCELERATOR_CHUNK)
     rows = min(len(hidden), max(LEAST, chunk // len(weight)))
